@@ -1,0 +1,320 @@
+"""One training step of the sentence VAE on Pyro, against its matrix products, a hand-written loop and stock Pyro.
+
+    python -m benchmarks.pyro_step [--repeats 15] [--json]
+
+All variants are interleaved in one process with two threads and the same allocator settings, and medians are reported:
+trust the ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256, H 256, Z 32, V 10,000, T 22).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guidebook.engines.memory import keep_freed_memory
+from guidebook.engines.protocol import Control, Objective, Settings
+from guidebook.engines.pyro.engine import PyroProgram
+from guidebook.guides.pairs import PAIRS
+from guidebook.guides.sentence_guide import SentenceGuide
+from guidebook.models.sentence_vae import SentenceModel
+
+PAIR = PAIRS["sentence_vae"]
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """E, H, Z, V, T as the specs' defaults have them for PTB; `rows` is B."""
+
+    rows: int
+    vocabulary: int = 10_000
+    steps: int = 22
+    embedding: int = 256
+    hidden: int = 256
+    latent: int = 32
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """Sentences of equal length, so that no variant gains by skipping pads."""
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(4, self.vocabulary, (self.rows, self.steps + 1), dtype=np.int32)
+        tokens[:, 0], tokens[:, -1] = 1, 2
+        return {
+            "index": np.arange(self.rows, dtype=np.int32),
+            "weight": np.ones(self.rows, np.float32),
+            "tokens": tokens,
+            "inputs": tokens[:, :-1].copy(),
+            "targets": tokens[:, 1:].copy(),
+            "lengths": np.full(self.rows, self.steps, np.int32),
+        }
+
+
+class Plain(nn.Module):
+    """The same network as a competent user writes it."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.encoder_embedding = nn.Embedding(shape.vocabulary, shape.embedding)
+        self.encoder = nn.LSTM(shape.embedding, shape.hidden, batch_first=True)
+        self.posterior = nn.Linear(shape.hidden, 2 * shape.latent, bias=False)
+        self.embedding = nn.Embedding(shape.vocabulary, shape.embedding)
+        self.initial = nn.Linear(shape.latent, shape.hidden, bias=False)
+        self.decoder = nn.LSTM(shape.embedding + shape.latent, shape.hidden, batch_first=True)
+        self.dropout = nn.Dropout(0.5)
+        self.output = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
+
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        _, (h, _) = self.encoder(self.encoder_embedding(tokens))
+        loc, log_variance = self.posterior(h[0]).chunk(2, -1)
+        return loc, log_variance
+
+    def decode(self, z: Tensor, inputs: Tensor) -> Tensor:
+        embedded = self.dropout(self.embedding(inputs))
+        c = self.initial(z)[None]
+        repeated = z[:, None].expand(-1, inputs.shape[1], -1)
+        h, _ = self.decoder(torch.cat((embedded, repeated), -1), (c.tanh(), c))
+        return self.output(self.dropout(h))
+
+
+def hand(shape: Shape, precision: str = "float32") -> Step:
+    """nn.Embedding, nn.LSTM, cross_entropy and Adam in a plain loop."""
+    torch.manual_seed(0)
+    net = Plain(shape)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    batch = {name: torch.as_tensor(array).long() for name, array in shape.batch().items()}
+
+    def step() -> float:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loc, log_variance = net.encode(batch["tokens"])
+            z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
+            logits = net.decode(z, batch["inputs"])
+            words = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+        kl = 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
+        loss = (words + kl) / shape.rows
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def stock(shape: Shape) -> Step:
+    """A plain Pyro program with a Categorical site, `TraceMeanField_ELBO` and stock SVI."""
+    torch.manual_seed(0)
+    net = Plain(shape)
+    batch = {name: torch.as_tensor(array).long() for name, array in shape.batch().items()}
+
+    def model(tokens: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("sentences", len(tokens)):
+            zero = torch.zeros(len(tokens), shape.latent)
+            z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
+            words = dist.Categorical(logits=net.decode(z, tokens[:, :-1])).to_event(1)
+            pyro.sample("x", words, obs=tokens[:, 1:])
+
+    def guide(tokens: Tensor) -> None:
+        pyro.module("net", net)
+        loc, log_variance = net.encode(tokens)
+        with pyro.plate("sentences", len(tokens)):
+            pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
+
+    pyro.clear_param_store()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+    return lambda: svi.step(batch["tokens"])
+
+
+def program(shape: Shape, precision: str = "float32") -> tuple[PyroProgram, Any]:
+    """The engine with the pair of the specs, and its state."""
+    networks = PAIR.realisable(SentenceModel(), SentenceGuide(), shape.vocabulary)
+    objective = Objective(lambda terms, weight: weight * terms.total_kl() - terms.reconstruction())
+    engine = PyroProgram(PAIR, networks, Settings(data_size=42_068, objective=objective, precision=precision))
+    return engine, engine.init(shape.batch())
+
+
+def ours(shape: Shape, precision: str = "float32") -> Step:
+    """The engine's own step."""
+    engine, state = program(shape, precision)
+    batch, count = shape.batch(), iter(range(10**9))
+    rates = {"model": 1e-3, "guide": 1e-3}
+    return lambda: engine.step(state, [batch], Control(next(count), 1.0, rates))
+
+
+class Product:
+    """One product of a step, with its operands and results allocated beforehand: forward, and both gradients."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1) -> None:
+        self.x, self.y = torch.randn(times * rows, inputs), torch.randn(times * rows, outputs)
+        self.w, self.dw, self.dx = torch.randn(outputs, inputs), torch.randn(outputs, inputs), torch.randn(rows, inputs)
+        self.rows, self.times = rows, times
+        self.out = torch.empty(rows, outputs)
+        self.dx_all = torch.empty(times * rows, inputs) if times == 1 else self.dx
+
+    def forward(self) -> None:
+        for t in range(self.times):
+            torch.mm(self.x[t * self.rows : (t + 1) * self.rows], self.w.t(), out=self.out)
+
+    def backward(self) -> None:
+        for t in range(self.times):
+            torch.mm(self.y[t * self.rows : (t + 1) * self.rows], self.w, out=self.dx)
+        torch.mm(self.y.t(), self.x, out=self.dw)
+
+
+def products(shape: Shape) -> list[Product]:
+    """All products of the step but the ones of the latent, which cost nothing."""
+    b, t, e, h = shape.rows, shape.steps, shape.embedding, shape.hidden
+    return [
+        Product(b * (t + 1), e, 4 * h),
+        Product(b, h, 4 * h, times=t + 1),
+        Product(b * t, e, 4 * h),
+        Product(b, h, 4 * h, times=t),
+        Product(b * t, h, shape.vocabulary),
+    ]
+
+
+def floor(shape: Shape) -> Step:
+    """The step's matrix products alone, in float32."""
+    made = products(shape)
+
+    def step() -> None:
+        for product in made:
+            product.forward()
+        for product in reversed(made):
+            product.backward()
+
+    return step
+
+
+def medians(variants: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Milliseconds of each variant, measured in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 2):
+        for name, step in variants.items():
+            start = time.perf_counter()
+            step()
+            if repeat >= 2:
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def training(rows: int, repeats: int) -> dict[str, Any]:
+    """One entry: every variant of a training step at batch `rows`."""
+    shape = Shape(rows)
+    found = medians(
+        {
+            "floor": floor(shape),
+            "hand": hand(shape),
+            "hand_bfloat16": hand(shape, "bfloat16"),
+            "stock": stock(shape),
+            "ours": ours(shape),
+            "ours_bfloat16": ours(shape, "bfloat16"),
+        },
+        repeats,
+    )
+    ratios = {
+        "ours/hand": found["ours"] / found["hand"],
+        "stock/ours": found["stock"] / found["ours"],
+        "ours/floor": found["ours"] / found["floor"],
+        "ours_bfloat16/floor": found["ours_bfloat16"] / found["floor"],
+    }
+    return {"name": f"pyro_step_batch_{rows}"} | {f"{k}_ms": v for k, v in found.items()} | ratios
+
+
+def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
+    """One entry: IW-NLL of one sentence with 500 particles, and the bias of its bfloat16 variant in nats."""
+    shape = Shape(1)
+    engines = {precision: program(shape, precision) for precision in ("float32", "bfloat16")}
+    batch, found = shape.batch(), {}
+
+    def bound(precision: str) -> np.ndarray:
+        engine, state = engines[precision]
+        return engine.log_weights(state, batch, seed=0, particles=particles, rows=particles)
+
+    made = [
+        Product(particles, shape.hidden, 4 * shape.hidden, times=shape.steps),
+        Product(particles, shape.hidden, shape.vocabulary, times=shape.steps),
+    ]
+    variants: dict[str, Step] = {precision: lambda precision=precision: bound(precision) for precision in engines}
+    found = medians({"floor": lambda: [product.forward() for product in made], **variants}, repeats)
+    weights = {precision: bound(precision) for precision in engines}
+    nll = {name: float(np.log(particles) - np.logaddexp.reduce(w[:, 0])) for name, w in weights.items()}
+    return {
+        "name": "pyro_iw_nll_500",
+        "floor_ms": found["floor"],
+        "ours_ms": found["float32"],
+        "ours_bfloat16_ms": found["bfloat16"],
+        "ours/floor": found["float32"] / found["floor"],
+        "ours_bfloat16/floor": found["bfloat16"] / found["floor"],
+        "bfloat16_bias_nats": nll["bfloat16"] - nll["float32"],
+    }
+
+
+def peak(variant: str, vocabulary: int) -> float:
+    """MiB by which three steps raise the peak of resident memory above parameters and optimiser slots."""
+    import resource
+
+    torch.set_num_threads(2)
+    make = {"hand": hand, "ours": ours}[variant]
+    make(Shape(1, vocabulary, steps=2))()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make(Shape(32, vocabulary))
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory(vocabulary: int = 50_000) -> dict[str, Any]:
+    """One entry: peak resident memory of training at V = 50,000, B = 32, each variant in a process of its own."""
+    found = {}
+    for variant in ("hand", "ours"):
+        command = [sys.executable, "-m", "benchmarks.pyro_step", "--peak", variant, "--vocabulary", str(vocabulary)]
+        found[variant] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {
+        "name": f"pyro_peak_memory_{vocabulary}",
+        "ours_mib": found["ours"],
+        "hand_mib": found["hand"],
+        "ours/hand": found["ours"] / found["hand"],
+    }
+
+
+def measure(repeats: int = 15) -> list[dict[str, Any]]:
+    """Everything this script measures: a list of entries with a name, times in milliseconds and ratios."""
+    keep_freed_memory()
+    torch.set_num_threads(2)
+    return [training(32, repeats), training(64, repeats), importance(max(3, repeats // 3)), memory()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peak", choices=("hand", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--vocabulary", type=int, default=50_000, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(peak(options.peak, options.vocabulary))
+        return
+    entries = measure(options.repeats)
+    if options.json:
+        print(json.dumps(entries))
+        return
+    for entry in entries:
+        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Writes the tables of README and docs from the files in benchmarks/results.
+
+    python benchmarks/tables.py            renews every table
+    python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` (from RECIPE.ENGINE.SEED.json)
+or `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms", …}]}`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+NONE = "–"
+
+QUALITY = {
+    "elbo": "ELBO",
+    "iw_nll": "IW-NLL",
+    "perplexity": "perplexity",
+    "kl": "KL",
+    "mi": "MI",
+    "active_units": "active units",
+}
+RUN = ("published", "gate", "device", "epochs", "minutes")
+LOOPS = {"ours_ms": "ours", "hand_ms": "hand", "stock_ms": "stock", "floor_ms": "floor"}
+RATIOS = {
+    "ours / hand": ("ours_ms", "hand_ms"),
+    "stock / ours": ("stock_ms", "ours_ms"),
+    "ours / floor": ("ours_ms", "floor_ms"),
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path.relative_to(ROOT)} is not JSON: {error}") from error
+
+
+def speed_results() -> list[dict[str, Any]]:
+    return [read(path) for path in sorted(RESULTS.glob("speed.*.json"))]
+
+
+def quality_results() -> list[dict[str, Any]]:
+    return [read(path) for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith("speed.")]
+
+
+def number(value: Any) -> str:
+    """Three or four digits that matter; "–" where there is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return NONE
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def quality() -> str:
+    results = quality_results()
+    if not results:
+        return "_Not measured yet._\n"
+    columns = ["recipe", "engine", "seed", *QUALITY.values(), *RUN]
+    return table(columns, map(quality_row, results))
+
+
+def quality_row(result: Mapping[str, Any]) -> list[str]:
+    metrics, seconds = result["metrics"], result.get("seconds")
+    return [
+        f"`{result['recipe']}`",
+        result["engine"],
+        str(result["seed"]),
+        *(number(metrics.get(key)) for key in QUALITY),
+        published(result.get("published")),
+        gate(result.get("gate")),
+        result.get("device", NONE),
+        number(result.get("epochs")),
+        number(seconds and round(seconds / 60)),
+    ]
+
+
+def published(claims: Any) -> str:
+    """One or several `{metric, value, source, comparable}`."""
+    claims = [claims] if isinstance(claims, Mapping) else claims or []
+    return "; ".join(map(claim, claims)) or NONE
+
+
+def claim(each: Mapping[str, Any]) -> str:
+    words = [each.get("metric", ""), number(each.get("value")), f"({each.get('source', 'no source')}"]
+    comparable = each.get("comparable")
+    return " ".join(filter(None, words)) + (f": {comparable})" if comparable else ")")
+
+
+def gate(bounds: Any) -> str:
+    """One or several `{metric, bound, met}`; `bound` is a number or words such as "<= 102"."""
+    bounds = [bounds] if isinstance(bounds, Mapping) else bounds or []
+    return "; ".join(verdict(each) for each in bounds) or NONE
+
+
+def verdict(each: Mapping[str, Any]) -> str:
+    bound = each.get("bound")
+    words = [each.get("metric", ""), bound if isinstance(bound, str) else number(bound)]
+    return " ".join([*filter(None, words), "met" if each.get("met") else "**not met**"])
+
+
+def speed() -> str:
+    results = speed_results()
+    return "\n".join(map(speed_table, results)) if results else "_Not measured yet: `make bench`._\n"
+
+
+def speed_table(result: Mapping[str, Any]) -> str:
+    rows = map(speed_row, result["measurements"])
+    return f"{result['device']}:\n\n{table(['measurement', *LOOPS.values(), *RATIOS], rows)}"
+
+
+def speed_row(entry: Mapping[str, Any]) -> list[str]:
+    times = [number(entry.get(loop)) for loop in LOOPS]
+    return [entry["name"], *times, *(ratio(entry, above, below) for above, below in RATIOS.values())]
+
+
+def ratio(entry: Mapping[str, Any], above: str, below: str) -> str:
+    if not entry.get(above) or not entry.get(below):
+        return NONE
+    return number(float(entry[above]) / float(entry[below]))
+
+
+TABLES = {"quality": quality, "speed": speed}
+
+
+def renewed(text: str) -> str:
+    """The page with each table as the results have it."""
+    return MARKED.sub(lambda found: f"{found[1]}{block(found['name'])}{found[3]}", text)
+
+
+def block(name: str) -> str:
+    if name not in TABLES:
+        raise SystemExit(f"no table {name!r}: there are {', '.join(TABLES)}")
+    return TABLES[name]()
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is stale")
+    check = parser.parse_args(arguments).check
+    stale = [page for page in pages() if renewed(text := page.read_text(encoding="utf-8")) != text]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'stale, run benchmarks/tables.py' if check else 'renewed'}")
+        if not check:
+            page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Corpora, tokenisers and length buckets: text in, NumPy batches of a few fixed shapes out."""
+
+from .arrays import ArrayBatches, check_arrays, load_arrays
+from .batches import Batches
+from .buckets import bucket_edges
+from .corpora import data_folder
+from .corpus import Corpus, load
+from .errors import BadData
+from .permutation import Permutation
+from .sentences import Sentences
+from .spec import BPE, Data, WordPiece, Words
+from .stdlib_docs import stdlib_sentences
+from .tokenisers import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIAL,
+    UNK,
+    SubwordTokeniser,
+    Tokeniser,
+    WordTokeniser,
+    train_tokeniser,
+)
+
+__all__ = [
+    "BOS",
+    "BPE",
+    "EOS",
+    "PAD",
+    "SPECIAL",
+    "UNK",
+    "ArrayBatches",
+    "BadData",
+    "Batches",
+    "Corpus",
+    "Data",
+    "Permutation",
+    "Sentences",
+    "SubwordTokeniser",
+    "Tokeniser",
+    "WordPiece",
+    "WordTokeniser",
+    "Words",
+    "bucket_edges",
+    "check_arrays",
+    "data_folder",
+    "load",
+    "load_arrays",
+    "stdlib_sentences",
+    "train_tokeniser",
+]

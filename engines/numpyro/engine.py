@@ -1,0 +1,112 @@
+"""A pair realised on NumPyro: `init` and `step` of the one loop, and its weights as NumPy (`engines/protocol.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ...guides.pair import Pair
+from ...models.spec import Network
+from ..protocol import Batch, Control, Info, OptimiserSpec, Settings
+from ..weights import check
+from . import optimise
+from .judging import Judging
+from .programs import Parameters, key
+
+
+class State(NamedTuple):
+    """Parameters by engine-neutral name, and the optimisers' states by side. Consumed by the step that takes it."""
+
+    parameters: Parameters
+    optimisers: dict[str, Any]
+
+
+class NumPyroProgram(Judging):
+    """`engines.protocol.Program` on NumPyro: pure functions of the parameters, compiled once a shape."""
+
+    def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
+        super().__init__(pair, nets, settings)
+        self.compilations = 0
+        self.rules: dict[str, Any] = {}
+        self._fused = jax.jit(self._traced_step, donate_argnums=(0,))
+        self._gradient = jax.jit(self._traced_gradient)
+        self._update = jax.jit(self._apply, donate_argnums=(0,))
+
+    def init(self, batch: Batch) -> State:
+        parameters = self.first_run(batch)
+        specs = self.settings.optimisers or {}
+        self.rules = {
+            side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
+        }
+        return State(parameters, {side: rule.init(self._of(side, parameters)) for side, rule in self.rules.items()})
+
+    def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
+        rates = {side: np.float32(control.learning_rate[side]) for side in self.rules}
+        weight, step = np.float32(control.weight), np.uint32(control.step)
+        if len(batches) == 1:
+            return self._fused(state, self.arrays(batches[0]), step, weight, rates)
+        gradients, info = self._gradient(state.parameters, self.arrays(batches[0]), step, weight, np.uint32(0))
+        for place, batch in enumerate(batches[1:], start=1):
+            found = self._gradient(state.parameters, self.arrays(batch), step, weight, np.uint32(place))
+            gradients, info = jax.tree.map(jnp.add, (gradients, info), found)
+        gradients = jax.tree.map(lambda gradient: gradient / len(batches), gradients)
+        state, norm = self._update(state, gradients, rates)
+        return state, info | {"gradient_norm": norm}
+
+    def _traced_step(self, state: State, arrays: Any, step: Any, weight: Any, rates: Any) -> tuple[State, Any]:
+        gradients, info = self._traced_gradient(state.parameters, arrays, step, weight, np.uint32(0))
+        state, norm = self._apply(state, gradients, rates)
+        return state, info | {"gradient_norm": norm}
+
+    def _traced_gradient(self, parameters: Any, arrays: Any, step: Any, weight: Any, place: Any) -> tuple[Any, Any]:
+        """Runs when JAX compiles, hence once a shape: that is what `compilations` counts."""
+        self.compilations += 1
+        draw = jax.random.fold_in(jax.random.fold_in(key(self.settings.seed, "step"), step), place)
+
+        def loss(parameters: Parameters) -> tuple[Array, dict[str, Array]]:
+            terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
+            loss = self.settings.objective.function(terms, weight) * terms.weight
+            return loss.sum() / terms.weight.size, terms.sums(loss)
+
+        return jax.grad(loss, has_aux=True)(parameters)
+
+    def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Array]:
+        gradients, norm = optimise.clip(gradients, self.settings.clip)
+        finite = jnp.isfinite(norm)
+        parameters, optimisers = dict(state.parameters), {}
+        for side, rule in self.rules.items():
+            chosen = self._of(side, state.parameters)
+            updates, after = rule.update(self._of(side, gradients), state.optimisers[side], chosen)
+            optimisers[side] = jax.tree.map(partial(jnp.where, finite), after, state.optimisers[side])
+            parameters |= {
+                name: jnp.where(finite, value - rates[side].astype(value.dtype) * updates[name], value)
+                for name, value in chosen.items()
+            }
+        return State(parameters, optimisers), norm
+
+    def weights(self, state: State) -> dict[str, np.ndarray]:
+        return {name: np.array(value) for name, value in state.parameters.items()}
+
+    def load_weights(self, state: State, weights: Mapping[str, np.ndarray]) -> State:
+        check(weights, {name: value.shape for name, value in state.parameters.items()})
+        return state._replace(
+            parameters={name: jnp.array(weights[name], value.dtype) for name, value in state.parameters.items()}
+        )
+
+    def slots(self, state: State) -> dict[str, np.ndarray]:
+        return optimise.slots(state.optimisers)
+
+    def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State:
+        return state._replace(optimisers=optimise.load_slots(state.optimisers, slots))
+
+    def sides(self, state: State) -> dict[str, str]:
+        return dict(self.side)
+
+    def _of(self, side: str, parameters: Parameters) -> Parameters:
+        return {name: value for name, value in parameters.items() if self.side[name] == side}

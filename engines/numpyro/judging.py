@@ -1,0 +1,147 @@
+"""What is asked of a fitted pair on NumPyro: terms, importance weights, posteriors, draws, the decoder word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import Normal
+
+from ...guides.pair import Pair
+from ...models.spec import Network
+from ..protocol import Batch, Posterior, Settings
+from ..terms import Terms
+from . import objective
+from .programs import Parameters, Program, Realised, key
+
+
+class Judging(Realised):
+    """The half of `engines.protocol.Program` that reads a state and leaves it alone; compiled once a shape."""
+
+    def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
+        super().__init__(pair, nets, settings)
+        self._families: dict[str, str] = {}
+        self._evaluate = jax.jit(self._traced_terms, static_argnums=(3,))
+        self._guide_draws = jax.jit(self._traced_draws, static_argnums=(3,))
+        self._log_joint = jax.jit(self._traced_log_joint)
+        self._encode = jax.jit(self._traced_posterior)
+        self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
+
+    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+        found = self._evaluate(state.parameters, self.arrays(batch), key(seed, "evaluate"), particles)
+        rows = len(batch["weight"])
+        sampled = [
+            {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
+            for table in (found.log_likelihood, found.log_prior, found.log_posterior)
+        ]
+        return Terms(*sampled, {site: to_numpy(kl) for site, kl in found.kl.items()}, to_numpy(found.weight))
+
+    def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        arrays = self.arrays(batch)
+        size = min(particles, max(1, rows // len(batch["weight"])))
+        padded = -(-particles // size) * size
+        latents, log_q = self._guide_draws(state.parameters, arrays, key(seed, "evaluate"), padded)
+        found = []
+        for start in range(0, padded, size):
+            chunk = {site: value[start : start + size] for site, value in latents.items()}
+            found.append(to_numpy(self._log_joint(state.parameters, arrays, chunk)))
+        return (np.concatenate(found) - to_numpy(log_q))[:particles]
+
+    def posterior(self, state: Any, batch: Batch) -> dict[str, Posterior]:
+        found = self._encode(state.parameters, self.arrays(batch))
+        rows = len(batch["weight"])
+        return {
+            site: Posterior(self._families[site], *(to_numpy(value).reshape(rows, -1) for value in moments))
+            for site, moments in found.items()
+        }
+
+    def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
+        latents, _ = self._guide_draws(state.parameters, self.arrays(batch), key(seed, "evaluate"), particles)
+        rows = len(batch["weight"])
+        return {
+            site: to_numpy(value if value.shape[1] == rows else jnp.moveaxis(value, 1, 2))
+            for site, value in latents.items()
+        }
+
+    def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
+        return to_numpy(self.modules(state.parameters)["prior"]().sample(key(seed, "prior"), (rows,)))
+
+    def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
+        z = None if latent is None else jnp.asarray(latent, self.dtype)
+        return self.modules(state.parameters)["decoder"].start(z, rows)
+
+    def decode_step(self, state: Any, cache: Any, tokens: np.ndarray) -> tuple[Any, np.ndarray]:
+        cache, logits = self._decode(state.parameters, cache, jnp.asarray(tokens))
+        return cache, np.asarray(logits, np.float32)
+
+    def decode_reorder(self, cache: Any, index: np.ndarray) -> Any:
+        return jax.tree.map(lambda part: part[index], cache)
+
+    def terms_of(self, parameters: Parameters, arrays: Any, key: Array, particles: int, *, training: bool) -> Terms:
+        """`Terms` under these parameters, traceable and differentiable."""
+        model, guide = self.programs(parameters, training=training)
+        plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
+
+        def found(key: Array, particles: int = 1) -> Terms:
+            both = objective.traces(model, guide, key, arrays, particles=particles)
+            return objective.terms(*both, plate=plate, data_size=size, weight=weight)
+
+        if particles == 1 or self.broadcasts:
+            return found(key, particles)
+        return jax.vmap(found)(jax.random.split(key, particles))._replace(weight=weight)
+
+    def _traced_terms(self, parameters: Parameters, arrays: Any, key: Array, particles: int) -> Terms:
+        return self.terms_of(parameters, arrays, key, particles, training=False)
+
+    def _traced_draws(self, parameters: Parameters, arrays: Any, key: Array, particles: int) -> tuple[Any, Array]:
+        """Latents (S, B, …) and log q (S, B) from one pass of the guide."""
+        _, guide = self.programs(parameters, training=False)
+
+        def one(key: Array, program: Program) -> tuple[dict[str, Array], Array]:
+            trace = handlers.trace(handlers.seed(program, key)).get_trace(arrays)
+            return {name: site["value"] for name, site in objective.sites(trace).items()}, self._log_prob(trace)
+
+        if self.broadcasts:
+            values, log_q = one(key, objective.plated(guide, particles))
+        else:
+            values, log_q = jax.vmap(partial(one, program=guide))(jax.random.split(key, particles))
+        return values, jnp.broadcast_to(log_q, (particles, arrays["weight"].shape[0]))
+
+    def _traced_log_joint(self, parameters: Parameters, arrays: Any, latents: dict[str, Array]) -> Array:
+        model, _ = self.programs(parameters, training=False)
+        count = len(next(iter(latents.values())))
+
+        def one(latents: dict[str, Array], program: Program) -> Array:
+            fixed = handlers.condition(handlers.seed(program, jax.random.key(0)), data=latents)
+            return self._log_prob(handlers.trace(fixed).get_trace(arrays))
+
+        if self.broadcasts:
+            return jnp.broadcast_to(
+                one(latents, objective.plated(model, count)), (count, arrays["weight"].shape[0])
+            )
+        return jax.vmap(partial(one, program=model))(latents)
+
+    def _log_prob(self, trace: Any) -> Array:
+        return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
+
+    def _traced_posterior(self, parameters: Parameters, arrays: Any) -> dict[str, tuple[Array, Array]]:
+        _, guide = self.programs(parameters, training=False)
+        trace = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace(arrays)
+        found = {}
+        for name, site in objective.sites(trace).items():
+            local = any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
+            if local and len(site["fn"].batch_shape) == 1:
+                base, _, _ = objective.peel(site["fn"])
+                self._families[name] = "normal" if isinstance(base, Normal) else type(base).__name__
+                found[name] = (site["fn"].mean, jnp.sqrt(site["fn"].variance))
+        return found
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    return np.asarray(array, np.float64)

@@ -1,0 +1,212 @@
+"""The specs realised as Equinox modules: which conditional each network parameterises, in its class.
+
+Every weight of a module is in its one field `weights`, under the names and in the layout of `spec.layout`.
+A call with `key` is training (dropout); without one it is evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from ...guides import encoders, posteriors
+from ...models import decoders, mlp, priors
+from ...models.errors import BadInput
+from ...models.spec import Network
+from .distributions import TokenSequence
+from .precision import check_precision, product
+from .recurrence import gru, gru_cell, lstm, lstm_cell
+
+State = tuple[Array, ...]
+DTYPES = ("float32", "float64")
+
+
+def realise(
+    network: Network, weights: Mapping[str, np.ndarray], *, dtype: str = "float32", precision: str = "float32"
+) -> Any:
+    """The Equinox module for `network`, started at `weights`; a framework module in it is returned as it is.
+
+    `dtype` stores the weights ("float64" needs `jax_enable_x64`); with `precision` "bfloat16" the large products
+    round their operands to bfloat16 and accumulate in float32. Raises `BadInput` for a weight that is missing,
+    unknown or of another shape.
+    """
+    if not network.declared:
+        return network.spec
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise BadInput("dtype 'float64' needs JAX's 64-bit mode: set jax_enable_x64")
+    for base, realised in REALISED.items():
+        if isinstance(network.spec, base):
+            arrays = {name: jnp.asarray(array, dtype) for name, array in _checked(network, weights).items()}
+            return realised(arrays, network.spec, check_precision(precision))
+    raise BadInput(f"the NumPyro engine has no network for the kind {network.spec.kind!r}")
+
+
+def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    wanted = {name: weight.shape for name, weight in network.spec.layout(**network.sizes).items()}
+    given = {name: tuple(np.shape(array)) for name, array in weights.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            kind = network.spec.kind
+            raise BadInput(
+                f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}"
+            )
+    return weights
+
+
+class Realised(eqx.Module):
+    """A spec with its weights."""
+
+    weights: dict[str, Array]
+    spec: Any = eqx.field(static=True)
+    precision: str = eqx.field(static=True, default="float32")
+
+
+class StandardNormal(Realised):
+    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        return dist.Normal(0.0, 1.0).expand([self.spec.dim]).to_event(1)
+
+
+class Recurrent(Realised):
+    """One recurrent layer over embedded tokens."""
+
+    def _projected(self, tokens: Array, dropout: float = 0.0, key: Array | None = None) -> Array:
+        """What the tokens (B, T) add to the gates, time-major: (T, B, gates·H)."""
+        embedded = _dropout(self.weights["embedding"][tokens.T], dropout, key)
+        return product(embedded, self._word_weight, self.precision)
+
+    @property
+    def _word_weight(self) -> Array:
+        return self.weights["weight_ih"][:, : self.spec.embedding]
+
+    def _zeros(self, shape: tuple[int, int]) -> tuple[Array, State]:
+        """The gates' constant part (S, B, gates·H) and the initial state where nothing comes from a latent."""
+        bias = self.weights["bias_ih"]
+        zeros = jnp.zeros((*shape, self.spec.hidden), bias.dtype)
+        return jnp.broadcast_to(bias, (*shape, bias.size)), (zeros, zeros) if self._is_lstm else (zeros,)
+
+    def _run(self, projected: Array, constant: Array, initial: State) -> Array:
+        """States (T, S, B, H)."""
+        weight = self.weights["weight_hh"]
+        if self._is_lstm:
+            return lstm(projected, constant, *initial, weight, self.precision)
+        return gru(projected, constant, *initial, weight, self.weights["bias_hh"], self.precision)
+
+    @property
+    def _is_lstm(self) -> bool:
+        return self.spec.kind == "lstm"
+
+
+class RecurrentDecoder(Recurrent):
+    """p(x_t | x_<t, z), t = 1 … T: `decoder(z, inputs, lengths)` is the distribution of the sentence."""
+
+    def __call__(
+        self, z: Array | None, inputs: Array, lengths: Array, *, key: Array | None = None
+    ) -> TokenSequence:
+        """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
+        word_key, state_key = (None, None) if key is None else jax.random.split(key)
+        states = _dropout(self.states(z, inputs, key=word_key), self.spec.dropout, state_key)
+        return TokenSequence(
+            states, self.output_weight, lengths, decoder=self, z=z, precision=self.precision
+        )
+
+    def states(self, z: Array | None, inputs: Array, *, key: Array | None = None) -> Array:
+        """Teacher-forced states (B, T, H) or (S, B, T, H), before the output dropout."""
+        rows = len(inputs)
+        if z is not None and (z.ndim not in (2, 3) or z.shape[-2] not in (1, rows)):
+            raise BadInput(f"the decoder reads latents (B, Z) or (S, B, Z) with B = {rows}, not {z.shape}")
+        projected = self._projected(inputs, self.spec.dropout, key)
+        if z is None or z.ndim == 2:
+            return self._run(projected, *self._latent(z, (1, rows)))[:, 0].swapaxes(0, 1)
+        return self._run(projected, *self._latent(z, (len(z), rows))).transpose(1, 2, 0, 3)
+
+    def _latent(self, z: Array | None, shape: tuple[int, int]) -> tuple[Array, State]:
+        """What z adds to the gates of every step (S, B, gates·H), and the initial state."""
+        if z is None or "initial" not in self.weights:
+            return self._zeros(shape)
+        latent = self.weights["initial"].shape[1]
+        if z.shape[-1] != latent:
+            raise BadInput(f"the decoder reads latents of {latent} dimensions, not {z.shape[-1]}")
+        z = jnp.broadcast_to(z, (*shape, latent))
+        constant = product(z, self.weights["weight_ih"][:, self.spec.embedding :]) + self.weights["bias_ih"]
+        start = product(z, self.weights["initial"])
+        return constant, (jnp.tanh(start), start) if self._is_lstm else (jnp.tanh(start),)
+
+    @property
+    def output_weight(self) -> Array:
+        """(V, H)."""
+        return self.weights["embedding" if self.spec.tie_embeddings else "output"]
+
+    def start(self, z: Array | None, rows: int) -> State:
+        """The state before the first token: h, (c,) and z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
+        constant, initial = self._latent(z, (1, rows))
+        return (*(state[0] for state in initial), constant[0])
+
+    def step(self, state: State, tokens: Array) -> tuple[State, Array]:
+        """The state after `tokens` (N,), and the logits (N, V) of the next ones. Without dropout."""
+        *before, constant = state
+        projected = product(self.weights["embedding"][tokens], self._word_weight, self.precision) + constant
+        recurrent = product(before[0], self.weights["weight_hh"], self.precision)
+        if self._is_lstm:
+            after = lstm_cell(projected + recurrent, before[1])
+        else:
+            after = (gru_cell(projected, recurrent + self.weights["bias_hh"], before[0]),)
+        return (*after, constant), product(after[0], self.output_weight, self.precision)
+
+
+class RecurrentEncoder(Recurrent):
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after the `lengths`-th token."""
+
+    def __call__(self, tokens: Array, lengths: Array, *, key: Array | None = None) -> Array:
+        rows = len(tokens)
+        states = self._run(self._projected(tokens), *self._zeros((1, rows)))[:, 0]
+        return states[jnp.maximum(lengths - 1, 0), jnp.arange(rows)]
+
+
+class DiagonalNormal(Realised):
+    """q(z | x): posterior(h (B, H)) is a Normal of event shape (Z,). log σ² is not clamped."""
+
+    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+        loc, log_variance = jnp.split(product(h, self.weights["weight"]), 2, axis=-1)
+        return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
+
+
+class MLP(Realised):
+    """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[self.spec.activation]
+        for layer in range(len(self.spec.hidden) + 1):
+            if layer:
+                x = activation(x)
+            x = product(x, self.weights[f"weight_{layer}"]) + self.weights[f"bias_{layer}"]
+        return x
+
+
+def _dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout; the rate is rounded to a multiple of 2^-16, so that one word of random bits serves two."""
+    if key is None or rate == 0:
+        return x
+    kept = round((1 - rate) * 2**16)
+    bits = jax.random.bits(key, ((x.size + 1) // 2,), "uint32")
+    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(halves < kept, x * (2**16 / kept), 0)
+
+
+REALISED: dict[type, type[Realised]] = {
+    priors.StandardNormal: StandardNormal,
+    decoders.RecurrentDecoder: RecurrentDecoder,
+    encoders.RecurrentEncoder: RecurrentEncoder,
+    posteriors.DiagonalNormal: DiagonalNormal,
+    mlp.MLP: MLP,
+}

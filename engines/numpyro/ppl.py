@@ -1,0 +1,85 @@
+"""The story's language on NumPyro: what `models/ppl.py` asks for, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions
+from jax import Array
+from numpyro.contrib.control_flow import scan
+
+from ...models.spec import Network
+
+
+class PPL:
+    """NumPyro behind the Protocol `guidebook.models.PPL`.
+
+    Args:
+        modules: network name → realised module.
+        register: whether `module` registers parameters with `numpyro.param`, as stock `numpyro.infer.SVI` needs.
+        training: whether networks get a key for dropout.
+        dtype: of `zeros`.
+    """
+
+    dist = numpyro.distributions
+    exp = staticmethod(jnp.exp)
+    log = staticmethod(jnp.log)
+    tanh = staticmethod(jnp.tanh)
+    sigmoid = staticmethod(jax.nn.sigmoid)
+    softplus = staticmethod(jax.nn.softplus)
+    deterministic = staticmethod(numpyro.deterministic)
+    factor = staticmethod(numpyro.factor)
+
+    def __init__(
+        self, modules: Mapping[str, Any], *, register: bool = True, training: bool = True, dtype: Any = jnp.float32
+    ) -> None:
+        self.modules = modules
+        self.register, self.training = register, training
+        self.dtype = dtype
+        self.used: set[str] = set()
+
+    def sample(self, name: str, fn: Any, obs: Array | None = None) -> Array:
+        return numpyro.sample(name, fn, obs=obs)  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def plate(
+        self, name: str, size: int, *, subsample: Array | None = None, dim: int | None = None
+    ) -> Iterator[Any]:
+        """A plate of the rows at hand, scaled by size / rows: NumPyro's own would draw indices of its own."""
+        rows = size if subsample is None else subsample.shape[0]
+        with numpyro.handlers.scale(scale=size / rows), numpyro.plate(name, rows, dim=dim) as index:
+            yield index if subsample is None else subsample
+
+    def mask(self, mask: Array) -> Any:
+        return numpyro.handlers.mask(mask=mask)
+
+    def module(self, name: str, network: Network | Any) -> Callable[..., Any]:
+        module = self.modules[name] if isinstance(network, Network) else network
+        self.used.add(name)
+        if self.register:
+            arrays, rest = eqx.partition(module, eqx.is_inexact_array)
+            module = eqx.combine(numpyro.param(f"{name}$params", arrays), rest)
+        if not (self.training and _takes_key(module)):
+            return module
+        return lambda *args: module(*args, key=numpyro.prng_key())
+
+    def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+        """`numpyro.contrib.control_flow.scan`: every site inside comes out as one, time before its other axes."""
+        return scan(step, carry, xs)
+
+    def concatenate(self, xs: Any, axis: int = -1) -> Array:
+        return jnp.concatenate(tuple(xs), axis=axis)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return jnp.zeros(shape, self.dtype)
+
+
+def _takes_key(module: Any) -> bool:
+    return "key" in inspect.signature(module.__call__).parameters

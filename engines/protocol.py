@@ -1,0 +1,137 @@
+"""What an engine supplies to the one loop of `inference/fit.py`: about a screen per method.
+
+`State` is opaque to the loop: what the next step needs. `Info` is what a person wants to see: sums over the real rows
+of the batch, in nats, as scalars that `float` understands (reading one may wait for the device).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .terms import Terms
+
+Batch = Mapping[str, np.ndarray]
+State = Any
+Cache = Any
+Info = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OptimiserSpec:
+    """One side's optimiser, as the recipe names it; the learning rate comes with every step."""
+
+    kind: str = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function of the terms: `(terms, weight) → (B,)` to be minimised, in nats per datum.
+
+    particles: S, draws from the guide per step.
+    """
+
+    function: Callable[[Terms, Any], Any]
+    particles: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What realising a pair needs besides the pair.
+
+    clip: bound on the global gradient norm over both sides, or None.
+    """
+
+    data_size: int
+    objective: Objective
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    precision: str = "float32"
+    optimisers: Mapping[str, OptimiserSpec] | None = None
+    clip: float | None = None
+
+
+class Control(NamedTuple):
+    """What changes from step to step: pure functions of the step, computed by the loop.
+
+    weight: the KL weight; learning_rate: side ("model", "guide") → rate.
+    """
+
+    step: int
+    weight: float
+    learning_rate: Mapping[str, float]
+
+
+class Posterior(NamedTuple):
+    """q(z | x) of one latent site for the rows of a batch, as NumPy.
+
+    family: "normal" for a diagonal normal with loc and scale (B, D); otherwise the library's class name, with loc the
+    mean where it has one and scale the standard deviation.
+    """
+
+    family: str
+    loc: np.ndarray
+    scale: np.ndarray
+
+
+class Program(Protocol):
+    """A pair realised on one engine."""
+
+    compilations: int
+    """Shapes compiled for training so far (an engine that does not compile says 0)."""
+
+    def init(self, batch: Batch) -> State:
+        """Weights, optimiser slots; runs both programs once and refuses pairs whose sites do not match."""
+
+    def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
+        """One update from the mean gradient of `batches` (several: gradient accumulation).
+
+        Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and `gradient_norm` before clipping. An update
+        whose objective or gradient is not finite is not applied.
+        """
+
+    def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+        """The terms without dropout, as float64 NumPy, from a seed of its own."""
+
+    def log_weights(self, state: State, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time."""
+
+    def posterior(self, state: State, batch: Batch) -> dict[str, Posterior]:
+        """q(z | x) of every latent site whose distribution does not hang on another latent's draw."""
+
+    def draws(self, state: State, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
+        """Draws of every latent from the guide: site → (S, B, …); a time-indexed site is one array (S, B, T, …)."""
+
+    def weights(self, state: State) -> dict[str, np.ndarray]:
+        """Engine-neutral name → array: what `weights.safetensors` holds."""
+
+    def load_weights(self, state: State, weights: Mapping[str, np.ndarray]) -> State:
+        """Replaces all weights; refuses a missing, unknown or misshapen array by name."""
+
+    def slots(self, state: State) -> dict[str, np.ndarray]:
+        """The optimisers' arrays by name."""
+
+    def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State: ...
+
+    def sides(self, state: State) -> dict[str, str]:
+        """Weight name → "model" or "guide"."""
+
+    def prior_draws(self, state: State, *, seed: int, rows: int) -> np.ndarray:
+        """(rows, Z) draws from p(z); text pairs with one latent."""
+
+    def decode_start(self, state: State, latent: np.ndarray | None, rows: int) -> Cache:
+        """The decoder's state before the first word, for `rows` sentences with latents (rows, Z)."""
+
+    def decode_step(self, state: State, cache: Cache, tokens: np.ndarray) -> tuple[Cache, np.ndarray]:
+        """One word further: tokens (rows,) → logits (rows, V) float32 for the next."""
+
+    def decode_reorder(self, cache: Cache, index: np.ndarray) -> Cache:
+        """The cache of rows `index`, for beams."""

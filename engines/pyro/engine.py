@@ -1,0 +1,92 @@
+"""A pair realised on Pyro: `init` and `step` of the one loop, and its weights as NumPy (`engines/protocol.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..protocol import Batch, Control, Info, OptimiserSpec
+from ..seeds import derive
+from ..weights import check
+from . import optimise
+from .judging import Judging
+
+
+@dataclass
+class State:
+    """Parameters by engine-neutral name, updated in place, and their optimisers by side."""
+
+    parameters: dict[str, Tensor]
+    optimisers: dict[str, Optimizer]
+
+
+class PyroProgram(Judging):
+    """`engines.protocol.Program` on Pyro."""
+
+    compilations = 0
+
+    def init(self, batch: Batch) -> State:
+        parameters = self.first_run(batch)
+        specs = self.settings.optimisers or {}
+        optimisers = {
+            side: optimise.realise(specs.get(side, OptimiserSpec()), list(self._of(side, parameters).values()))
+            for side in sorted(set(self.side.values()))
+        }
+        return State(parameters, optimisers)
+
+    def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
+        self.networks.train()
+        for parameter in state.parameters.values():
+            parameter.grad = None
+        info: dict[str, Tensor] = {}
+        with self.running(derive(self.settings.seed, "step", control.step)):
+            for batch in batches:
+                terms = self.terms_of(self.arrays(batch), self.settings.objective.particles)
+                loss = self.settings.objective.function(terms, control.weight) * terms.weight
+                (loss.sum() / (len(loss) * len(batches))).backward()
+                with torch.no_grad():
+                    for key, value in terms.sums(loss).items():
+                        info[key] = info[key] + value if key in info else value
+        info["gradient_norm"] = self._update(state, control)
+        return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
+
+    def _update(self, state: State, control: Control) -> Tensor:
+        gradients = [parameter.grad for parameter in state.parameters.values() if parameter.grad is not None]
+        norm = optimise.clip(gradients, self.settings.clip)
+        if torch.isfinite(norm):
+            for side, optimiser in state.optimisers.items():
+                optimiser.param_groups[0]["lr"] = control.learning_rate[side]
+                optimiser.step()
+        return norm.detach()
+
+    def weights(self, state: State) -> dict[str, np.ndarray]:
+        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in state.parameters.items()}
+
+    def load_weights(self, state: State, weights: Mapping[str, np.ndarray]) -> State:
+        check(weights, {name: tuple(parameter.shape) for name, parameter in state.parameters.items()})
+        with torch.no_grad():
+            for name, parameter in state.parameters.items():
+                parameter.copy_(torch.as_tensor(np.array(weights[name])))
+        return state
+
+    def slots(self, state: State) -> dict[str, np.ndarray]:
+        names = {parameter: name for name, parameter in state.parameters.items()}
+        found = [optimise.slots(optimiser, names) for optimiser in state.optimisers.values()]
+        return {key: value.cpu().numpy().copy() for table in found for key, value in table.items()}
+
+    def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State:
+        arrays = {key: torch.as_tensor(np.array(value)) for key, value in slots.items()}
+        for side, optimiser in state.optimisers.items():
+            optimise.load_slots(optimiser, self._of(side, state.parameters), arrays)
+        return state
+
+    def sides(self, state: State) -> dict[str, str]:
+        return dict(self.side)
+
+    def _of(self, side: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in parameters.items() if self.side[name] == side}

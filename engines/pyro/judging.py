@@ -1,0 +1,155 @@
+"""What is asked of a fitted pair on Pyro: terms, importance weights, posteriors, draws, the decoder word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from ..protocol import Batch, Posterior
+from ..seeds import derive
+from ..terms import Terms
+from . import objective
+from .ppl import base_name
+from .programs import Program, Realised
+
+
+class Judging(Realised):
+    """The half of `engines.protocol.Program` that reads a state and leaves it alone."""
+
+    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+        with self._evaluation(seed):
+            found = self.terms_of(self.arrays(batch), particles)
+        rows = len(batch["weight"])
+        sampled = [
+            {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
+            for table in (found.log_likelihood, found.log_prior, found.log_posterior)
+        ]
+        return Terms(*sampled, {site: to_numpy(kl) for site, kl in found.kl.items()}, to_numpy(found.weight))
+
+    def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        model, guide = self.programs()
+        arrays = self.arrays(batch)
+        with self._evaluation(seed):
+            if not self.broadcasts:
+                return np.stack([to_numpy(self.terms_of(arrays, 1).log_weight()) for _ in range(particles)])
+            trace = self._plated_trace(guide, arrays, particles)
+            latents = {name: site["value"] for name, site in objective.sites(trace).items()}
+            size = max(1, rows // len(batch["weight"]))
+            found = []
+            for start in range(0, particles, size):
+                chunk = {name: value[start : start + size] for name, value in latents.items()}
+                count = min(size, particles - start)
+                joint = self._plated_trace(poutine.condition(model, data=chunk), arrays, count)
+                found.append(self._log_prob(joint).expand(count, -1))
+            return to_numpy(torch.cat(found) - self._log_prob(trace))
+
+    def posterior(self, state: Any, batch: Batch) -> dict[str, Posterior]:
+        _, guide = self.programs()
+        with self._evaluation(0):
+            trace = poutine.trace(guide).get_trace(self.arrays(batch))
+            return {
+                name: _describe(site["fn"])
+                for name, site in objective.sites(trace).items()
+                if base_name(name, site) == name and self._is_local(site)
+            }
+
+    def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
+        _, guide = self.programs()
+        arrays = self.arrays(batch)
+        with self._evaluation(seed):
+            if self.broadcasts:
+                return _values(self._plated_trace(guide, arrays, particles))
+            one = [_values(poutine.trace(guide).get_trace(arrays)) for _ in range(particles)]
+        return {site: np.stack([draw[site] for draw in one]) for site in one[0]}
+
+    def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
+        with self._evaluation(seed):
+            return to_numpy(self.networks["prior"]().sample((rows,)))
+
+    def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
+        z = None if latent is None else torch.as_tensor(latent).to(self.settings.device, self.dtype)
+        with torch.no_grad():
+            return self._decoder.start(z, rows)
+
+    def decode_step(self, state: Any, cache: Any, tokens: np.ndarray) -> tuple[Any, np.ndarray]:
+        with torch.no_grad():
+            cache, logits = self._decoder.step(cache, torch.as_tensor(tokens).to(self.settings.device))
+        return cache, logits.float().cpu().numpy()
+
+    def decode_reorder(self, cache: Any, index: np.ndarray) -> Any:
+        rows = torch.as_tensor(index).to(self.settings.device)
+        return tuple(part[rows] for part in cache)
+
+    def terms_of(self, arrays: dict[str, Tensor], particles: int) -> Terms:
+        """`Terms` at the present parameters, differentiable."""
+        model, guide = self.programs()
+        if particles > 1 and not self.broadcasts:
+            return _stack([self.terms_of(arrays, 1) for _ in range(particles)])
+        both = objective.traces(model, guide, arrays, particles=particles)
+        return objective.terms(
+            *both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"]
+        )
+
+    @property
+    def _decoder(self) -> Any:
+        return self.networks["decoder"].eval()
+
+    def _plated_trace(self, program: Program, arrays: Any, particles: int) -> Any:
+        plated = pyro.plate(objective.PARTICLES, particles, dim=-2)(program)
+        return poutine.trace(plated).get_trace(arrays)
+
+    def _log_prob(self, trace: Any) -> Tensor:
+        return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
+
+    def _is_local(self, site: Any) -> bool:
+        return any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
+
+    @contextmanager
+    def _evaluation(self, seed: int) -> Iterator[None]:
+        self.networks.eval()
+        with torch.no_grad(), self.running(derive(seed, "evaluate")):
+            yield
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _values(trace: Any) -> dict[str, np.ndarray]:
+    """Latents of one trace; the steps of a scan come out as one array with time before the event."""
+    steps: dict[str, list[Any]] = {}
+    for name, site in objective.sites(trace).items():
+        steps.setdefault(base_name(name, site), []).append((name, site))
+    found = {}
+    for story_name, occurrences in steps.items():
+        values = [to_numpy(site["value"]) for _, site in occurrences]
+        name, site = occurrences[0]
+        event = len(site["fn"].event_shape)
+        found[story_name] = values[0] if name == story_name else np.stack(values, axis=values[0].ndim - event)
+    return found
+
+
+def _describe(fn: Any) -> Posterior:
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    family = "normal" if isinstance(base, Normal) else type(base).__name__
+    rows = fn.batch_shape.numel()
+    return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))
+
+
+def _stack(terms: list[Terms]) -> Terms:
+    """(S, B) terms from S single draws."""
+    tables = [
+        {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
+        for table in ("log_likelihood", "log_prior", "log_posterior", "kl")
+    ]
+    return Terms(*tables, terms[0].weight)

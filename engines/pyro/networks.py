@@ -1,0 +1,197 @@
+"""The specs realised as torch modules: which conditional each network parameterises, in its class.
+
+Parameters carry the names and the layout of `spec.layout`; `weights` (NumPy, by name) is where they start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...guides import encoders, posteriors
+from ...models import decoders, mlp, priors
+from ...models.errors import BadInput
+from ...models.spec import Network
+from .distributions import TokenSequence
+from .precision import check_precision, product, products_in
+from .recurrence import gru, gru_cell, lstm, lstm_cell
+
+State = tuple[Tensor, ...]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def realise(
+    network: Network, weights: Mapping[str, np.ndarray], *, dtype: str = "float32", precision: str = "float32"
+) -> Any:
+    """The torch module for `network`, started at `weights`; a framework module in it is returned as it is.
+
+    `dtype` stores the weights; with `precision` "bfloat16" the large products round their operands to bfloat16 and
+    accumulate in float32. Raises `BadInput` for a weight that is missing, unknown or of another shape.
+    """
+    if not network.declared:
+        return network.spec
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    for base, realised in REALISED.items():
+        if isinstance(network.spec, base):
+            return realised(network, _checked(network, weights), DTYPES[dtype], check_precision(precision))
+    raise BadInput(f"the Pyro engine has no network for the kind {network.spec.kind!r}")
+
+
+def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    wanted = {name: weight.shape for name, weight in network.spec.layout(**network.sizes).items()}
+    given = {name: tuple(np.shape(array)) for name, array in weights.items()}
+    for name in wanted.keys() | given.keys():
+        if wanted.get(name) != given.get(name):
+            kind = network.spec.kind
+            raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
+    return weights
+
+
+class Realised(nn.Module):
+    """A spec with its weights."""
+
+    def __init__(
+        self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str
+    ) -> None:
+        super().__init__()
+        self.spec, self.sizes, self.precision = network.spec, dict(network.sizes), precision
+        for name in network.spec.layout(**network.sizes):
+            self.register_parameter(name, nn.Parameter(torch.tensor(weights[name], dtype=dtype)))
+
+
+class StandardNormal(Realised):
+    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
+
+    def __init__(self, network: Network, weights: Any, dtype: torch.dtype, precision: str) -> None:
+        super().__init__(network, weights, dtype, precision)
+        self.register_buffer("zero", torch.zeros(network.spec.dim, dtype=dtype), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Normal(self.zero, torch.ones_like(self.zero), validate_args=False).to_event(1)
+
+
+class Recurrent(Realised):
+    """One recurrent layer over embedded tokens."""
+
+    @property
+    def _hidden(self) -> int:
+        return self.spec.hidden
+
+    def _projected(self, tokens: Tensor, dropout: float = 0.0) -> Tensor:
+        """What the tokens (B, T) add to the gates, time-major: (T, B, gates·H)."""
+        embedded = F.dropout(F.embedding(tokens.t(), self.embedding), dropout, self.training)
+        return product(embedded, self.weight_ih[:, : self.spec.embedding], self.precision)
+
+    def _run(self, projected: Tensor, constant: Tensor, initial: State) -> Tensor:
+        """States (T, S, B, H)."""
+        if isinstance(self.spec, decoders.LSTMDecoder | encoders.LSTMEncoder):
+            return lstm(projected, constant, *initial, self.weight_hh, self.precision)
+        return gru(projected, constant, *initial, self.weight_hh, self.bias_hh, self.precision)
+
+
+class RecurrentDecoder(Recurrent):
+    """p(x_t | x_<t, z), t = 1 … T: `decoder(z, inputs, lengths)` is the distribution of the sentence."""
+
+    def forward(self, z: Tensor | None, inputs: Tensor, lengths: Tensor) -> TokenSequence:
+        """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
+        states = self.states(z, inputs)
+        return TokenSequence(
+            F.dropout(states, self.spec.dropout, self.training),
+            self.output_weight,
+            lengths,
+            decoder=self,
+            z=z,
+            precision=self.precision,
+        )
+
+    def states(self, z: Tensor | None, inputs: Tensor) -> Tensor:
+        """Teacher-forced states (B, T, H) or (S, B, T, H), before the output dropout."""
+        projected = self._projected(inputs, self.spec.dropout)
+        rows = len(inputs)
+        if z is None or z.dim() == 2:
+            return self._run(projected, *self._latent(z, (1, rows))).squeeze(1).transpose(0, 1)
+        return self._run(projected, *self._latent(z, (len(z), rows))).permute(1, 2, 0, 3)
+
+    def _latent(self, z: Tensor | None, shape: tuple[int, int]) -> tuple[Tensor, State]:
+        """What z adds to the gates of every step (S, B, gates·H), and the initial state."""
+        states = 2 if self.spec.kind == "lstm" else 1
+        if z is None or not self.sizes["latent"]:
+            zeros = self.weight_hh.new_zeros(*shape, self._hidden)
+            return self.bias_ih.expand(*shape, -1), (zeros,) * states
+        if z.shape[-1] != self.sizes["latent"]:
+            raise BadInput(f"the decoder reads latents of {self.sizes['latent']} dimensions, not {z.shape[-1]}")
+        z = z.expand(*shape, -1)
+        constant = F.linear(z, self.weight_ih[:, self.spec.embedding :], self.bias_ih)
+        start = F.linear(z, self.initial)
+        return constant, (start.tanh(), start)[:states]
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, H)."""
+        return self.embedding if self.spec.tie_embeddings else self.output
+
+    def start(self, z: Tensor | None, rows: int) -> State:
+        """The state before the first token: h, (c,) and z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
+        constant, initial = self._latent(z, (1, rows))
+        return (*(state[0] for state in initial), constant[0])
+
+    @torch.no_grad()
+    def step(self, state: State, tokens: Tensor) -> tuple[State, Tensor]:
+        """The state after `tokens` (N,), and the logits (N, V) of the next ones. Without dropout and gradients."""
+        *before, constant = state
+        with products_in(self.precision):
+            after = self._cell(before, constant, F.embedding(tokens, self.embedding))
+            return (*after, constant), after[0] @ self.output_weight.t()
+
+    def _cell(self, before: list[Tensor], constant: Tensor, embedded: Tensor) -> State:
+        projected = F.linear(embedded, self.weight_ih[:, : self.spec.embedding]) + constant
+        if self.spec.kind == "lstm":
+            return lstm_cell(torch.addmm(projected, before[0], self.weight_hh.t()), before[1])
+        return (gru_cell(projected, F.linear(before[0], self.weight_hh, self.bias_hh), before[0]),)
+
+
+class RecurrentEncoder(Recurrent):
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after the `lengths`-th token."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        rows = len(tokens)
+        zeros = self.weight_hh.new_zeros(1, rows, self._hidden)
+        initial = (zeros,) * (2 if self.spec.kind == "lstm" else 1)
+        states = self._run(self._projected(tokens), self.bias_ih.expand(1, rows, -1), initial).squeeze(1)
+        return states[(lengths - 1).clamp(min=0), torch.arange(rows, device=tokens.device)]
+
+
+class DiagonalNormal(Realised):
+    """q(z | x): posterior(h (B, H)) is a Normal of event shape (Z,). log σ² is not clamped."""
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        loc, log_variance = F.linear(h, self.weight).chunk(2, -1)
+        return dist.Normal(loc, (0.5 * log_variance).exp(), validate_args=False).to_event(1)
+
+
+class MLP(Realised):
+    """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        activation = {"tanh": torch.tanh, "relu": torch.relu, "softplus": F.softplus}[self.spec.activation]
+        for layer in range(len(self.spec.hidden) + 1):
+            if layer:
+                x = activation(x)
+            x = F.linear(x, self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}"))
+        return x
+
+
+REALISED: dict[type, type[Realised]] = {
+    priors.StandardNormal: StandardNormal,
+    decoders.RecurrentDecoder: RecurrentDecoder,
+    encoders.RecurrentEncoder: RecurrentEncoder,
+    posteriors.DiagonalNormal: DiagonalNormal,
+    mlp.MLP: MLP,
+}

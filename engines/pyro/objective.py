@@ -1,0 +1,181 @@
+"""The two traces of a pair on Pyro, per datum and per site; and any objective as `loss=` of stock `pyro.infer.SVI`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from ...models.errors import BadInput
+from ..terms import Terms
+from .ppl import base_name
+
+PARTICLES = "particles"
+
+
+def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1) -> tuple[Any, Any]:
+    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along dimension −2."""
+    if particles > 1:
+        model, guide = (pyro.plate(PARTICLES, particles, dim=-2)(program) for program in (model, guide))
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    return guide_trace, model_trace
+
+
+def sites(trace: Any) -> dict[str, Any]:
+    """The sample sites of a trace that carry probability, by the name they have in the trace."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+    }
+
+
+def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, weight: Tensor | None = None) -> Terms:
+    """`Terms` of two traces; `weight` (B,) defaults to ones.
+
+    Raises:
+        BadInput: a latent of one side that the other lacks, or a scale on one side only.
+    """
+    guide, model = sites(guide_trace), sites(model_trace)
+    _refuse_mismatch(guide, model)
+    rows = _rows(model, plate)
+    result = Terms({}, {}, {}, {}, weight if weight is not None else torch.ones(rows))
+    for name, p in model.items():
+        datum = _PerDatum(p, plate, rows, data_size)
+        site = base_name(name, p)
+        if p["is_observed"]:
+            _add(result.log_likelihood, site, datum(p["fn"].log_prob(p["value"])))
+            continue
+        q = guide[name]
+        _refuse_scale(name, p, q, data_size, rows)
+        _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
+        _add(result.log_posterior, site, datum(q["fn"].log_prob(q["value"])))
+        kl = analytic_kl(q["fn"], p["fn"])
+        if kl is not None:
+            _add(result.kl, site, datum(kl, event=True))
+    return result
+
+
+def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
+    """Σ over sites of one trace, per datum: (B,) or (S, B)."""
+    found = sites(trace)
+    rows = _rows(found, plate) if found else 0
+    return sum(
+        (_PerDatum(site, plate, rows, data_size)(site["fn"].log_prob(site["value"])) for site in found.values()),
+        torch.zeros(()),
+    )
+
+
+def analytic_kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""
+    depth = 0
+    while isinstance(q, Independent) and isinstance(p, Independent):
+        depth += q.reinterpreted_batch_ndims
+        q, p = q.base_dist, p.base_dist
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return kl.flatten(-depth) if depth else kl.unsqueeze(-1)
+
+
+class Loss(pyro.infer.ELBO):
+    """An objective as the `loss=` of stock `pyro.infer.SVI`: −Σ over the data, corpus-scaled as Pyro's own.
+
+    Args:
+        function: `(terms, weight) → (B,)`, e.g. a divergence of `guidebook.inference`.
+        plate: name of the data plate.
+        weight: the KL weight; set the attribute between steps to anneal it.
+        particles: S.
+    """
+
+    def __init__(
+        self, function: Callable[[Terms, Any], Tensor], *, plate: str = "data", weight: float = 1.0, particles: int = 1
+    ) -> None:
+        super().__init__(num_particles=particles)
+        self.function, self.plate, self.weight = function, plate, weight
+
+    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
+        guide_trace, model_trace = traces(model, guide, *args, particles=self.num_particles)
+        frames = _frames(sites(model_trace), self.plate)
+        if not frames:
+            raise BadInput(f"no site of the model stands in a plate called {self.plate!r}: name the data plate")
+        size, rows = frames[0].full_size or frames[0].size, frames[0].size
+        found = terms(guide_trace, model_trace, plate=self.plate, data_size=size)
+        return self.function(found, self.weight).sum() * (size / rows)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args).item()
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
+        loss = self.differentiable_loss(model, guide, *args)
+        loss.backward()
+        return loss.item()
+
+
+class _PerDatum:
+    """Brings a log-probability of one site to (B,) or (S, B).
+
+    A site outside the data plate is global: its term counts 1 / N for every datum, so that it counts once per epoch.
+    """
+
+    def __init__(self, site: Mapping[str, Any], plate: str, rows: int, data_size: int) -> None:
+        frames = {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+        self.keep = {frames[name] for name in (PARTICLES, plate) if name in frames}
+        self.share = None if plate in frames else (rows, data_size)
+        self.mask = site["mask"]
+
+    def __call__(self, value: Tensor, event: bool = False) -> Tensor:
+        mask, keep = self.mask, self.keep
+        if event:
+            mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
+            keep = {dim - 1 for dim in keep} | {-1}
+        if mask is not None:
+            value = torch.where(mask, value, value.new_zeros(())) if isinstance(mask, Tensor) else value * mask
+        others = [dim for dim in range(-value.dim(), 0) if dim not in keep]
+        value = value.sum(others) if others else value
+        if self.share is None:
+            return value
+        rows, data_size = self.share
+        return (value / data_size).unsqueeze(-2 if event else -1).expand(*([rows, value.shape[-1]] if event else [rows]))
+
+
+def _add(table: dict[str, Tensor], site: str, value: Tensor) -> None:
+    table[site] = table[site] + value if site in table else value
+
+
+def _frames(model: Mapping[str, Any], plate: str) -> list[Any]:
+    return [frame for site in model.values() for frame in site["cond_indep_stack"] if frame.name == plate]
+
+
+def _rows(model: Mapping[str, Any], plate: str) -> int:
+    frames = _frames(model, plate)
+    if not frames:
+        raise BadInput(f"no site of the model stands in the plate {plate!r}: put the data in it, or name the right one")
+    return frames[0].size
+
+
+def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    latents = {name for name, site in model.items() if not site["is_observed"]}
+    for name in sorted(latents ^ set(guide)):
+        here, there = ("model", "guide") if name in latents else ("guide", "model")
+        raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
+
+
+def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any], data_size: int, rows: int) -> None:
+    scales = [float(site["scale"]) for site in (p, q)]
+    allowed = (1.0, data_size / rows)
+    if any(all(abs(scale - right) > 1e-6 * right for right in allowed) for scale in scales) or (
+        abs(scales[0] - scales[1]) > 1e-6 * scales[0]
+    ):
+        raise BadInput(
+            f"the site {name!r} is scaled by {scales[0]:g} in the model and {scales[1]:g} in the guide, where the data "
+            f"plate gives {data_size / rows:g}: leave weights out of programs and set divergence.weight"
+        )

@@ -1,0 +1,125 @@
+"""The story's language on Pyro: what `models/ppl.py` asks for, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ...models.spec import Network
+
+TIME = "time step"
+
+
+class PPL:
+    """Pyro behind the Protocol `guidebook.models.PPL`.
+
+    Args:
+        modules: network name → realised module.
+        register: whether `module` registers parameters in Pyro's store, as stock `pyro.infer.SVI` needs.
+        dtype, device: of `zeros`.
+    """
+
+    dist = pyro.distributions
+    exp = staticmethod(torch.exp)
+    log = staticmethod(torch.log)
+    tanh = staticmethod(torch.tanh)
+    sigmoid = staticmethod(torch.sigmoid)
+    softplus = staticmethod(nn.functional.softplus)
+    deterministic = staticmethod(pyro.deterministic)
+    factor = staticmethod(pyro.factor)
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        *,
+        register: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.modules = modules
+        self.register = register
+        self.dtype, self.device = dtype, device
+        self.used: set[str] = set()
+
+    def sample(self, name: str, fn: Any, obs: Tensor | None = None) -> Tensor:
+        return pyro.sample(name, fn, obs=obs)
+
+    def plate(self, name: str, size: int, *, subsample: Tensor | None = None, dim: int | None = None) -> Any:
+        return pyro.plate(name, size, subsample=subsample, dim=dim)
+
+    def mask(self, mask: Tensor) -> Any:
+        return pyro.poutine.mask(mask=mask)
+
+    def module(self, name: str, network: Network | nn.Module) -> Callable[..., Any]:
+        module = network if isinstance(network, nn.Module) else self.modules[name]
+        self.used.add(name)
+        return pyro.module(name, module) if self.register else module
+
+    def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+        """A Python loop; the sites of step t are named `site[t]` and put together again on export."""
+        outputs = []
+        for time, x in enumerate(_unbind(xs)):
+            with _Step(time):
+                carry, y = step(carry, x)
+            outputs.append(y)
+        return carry, _stack(outputs)
+
+    def concatenate(self, xs: Any, axis: int = -1) -> Tensor:
+        return torch.cat(tuple(xs), dim=axis)
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+
+class _Step(Messenger):
+    """Suffixes the sites of one step of a scan, and says so in their `infer` field."""
+
+    def __init__(self, time: int) -> None:
+        super().__init__()
+        self.time = time
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["infer"] = {**(msg["infer"] or {}), TIME: (msg["name"], self.time)}
+        msg["name"] = f"{msg['name']}[{self.time}]"
+
+
+def base_name(name: str, site: Mapping[str, Any]) -> str:
+    """The name of a site in the story: `z` for `z[3]` inside a scan."""
+    return (site["infer"] or {}).get(TIME, (name, None))[0]
+
+
+def _unbind(xs: Any) -> Iterator[Any]:
+    """Steps along the leading axis. `unbind`: the backward of `x[t]` would fill a tensor of zeros at every step."""
+    if isinstance(xs, Mapping):
+        columns = {key: value.unbind(0) for key, value in xs.items()}
+        return ({key: column[t] for key, column in columns.items()} for t in range(len(next(iter(columns.values())))))
+    if isinstance(xs, (tuple, list)):
+        return zip(*(x.unbind(0) for x in xs), strict=True)
+    return iter(xs.unbind(0))
+
+
+def _stack(outputs: list[Any]) -> Any:
+    first = outputs[0] if outputs else None
+    if first is None:
+        return None
+    if isinstance(first, Mapping):
+        return {key: torch.stack([output[key] for output in outputs]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(torch.stack(column) for column in zip(*outputs, strict=True))
+    return torch.stack(outputs)
+
+
+@contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Runs with a seed of its own and gives the user's generator back as it was."""
+    devices = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

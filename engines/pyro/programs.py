@@ -1,0 +1,115 @@
+"""A pair's two programs, and its parameters under engine-neutral names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ...guides.pair import Pair
+from ...models.batch import Batch as StoryBatch
+from ...models.errors import BadInput
+from ...models.spec import Network
+from ..protocol import Batch, Settings
+from ..seeds import derive
+from . import networks, objective
+from .ppl import PPL, seeded
+
+Parameters = dict[str, Tensor]
+Program = Callable[[Any], None]
+
+
+class Realised:
+    """The networks and programs of a pair on Pyro. A native pair's parameters live in a store of their own."""
+
+    def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
+        _refuse_settings(settings)
+        self.pair, self.settings = pair, settings
+        self.dtype = getattr(torch, settings.dtype)
+        self.networks = nn.ModuleDict({name: self._realise(name, net) for name, net in nets.items()})
+        self.networks.to(settings.device)
+        self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
+        self.store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self.side: dict[str, str] = {}
+        self.broadcasts = pair.engine is None
+
+    def programs(self) -> tuple[Program, Program]:
+        """Model and guide as functions of one batch of arrays."""
+        pair, size = self.pair, self.settings.data_size
+        model, guide = pair.model, pair.guide or _nothing
+        if pair.engine is None:
+            return (
+                lambda arrays: model(self.ppl, StoryBatch(arrays, size), self.networks),
+                lambda arrays: guide(self.ppl, StoryBatch(arrays, size), self.networks),
+            )
+        return lambda arrays: model(arrays, size), lambda arrays: guide(arrays, size)
+
+    def first_run(self, batch: Batch) -> Parameters:
+        """Runs both programs once, refuses a pair that does not fit together, and gives its parameters."""
+        arrays = self.arrays(batch)
+        model, guide = self.programs()
+        with torch.no_grad(), self.running(derive(self.settings.seed, "init")):
+            guide_trace = poutine.trace(guide).get_trace(arrays)
+            in_guide = self._used() | {_neutral(name) for name in guide_trace.param_nodes}
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(arrays)
+            in_model = self._used() | {_neutral(name) for name in model_trace.param_nodes} - in_guide
+            objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+        found = {
+            f"{name}.{weight}": parameter
+            for name, network in self.networks.items()
+            if name in in_guide | in_model
+            for weight, parameter in network.named_parameters()
+        }
+        found |= {_neutral(name): value for name, value in self.store["params"].items()}
+        if not found:
+            raise BadInput(f"the pair {self.pair.name!r} has no parameters to fit")
+        self.side = {
+            name: "model" if {name, name.partition(".")[0]} & in_model else "guide" for name in found
+        }
+        return found
+
+    def arrays(self, batch: Batch) -> dict[str, Tensor]:
+        def array(value: Any) -> Tensor:
+            tensor = torch.as_tensor(np.asarray(value))
+            dtype = self.dtype if tensor.is_floating_point() else None if tensor.dtype == torch.bool else torch.long
+            return tensor.to(self.settings.device, dtype)
+
+        return {name: array(value) for name, value in batch.items()}
+
+    @contextmanager
+    def running(self, seed: int) -> Iterator[None]:
+        """Programs run with a seed of their own; stories unvalidated, native ones in their parameter store."""
+        around = (
+            pyro.validation_enabled(False)  # pyright: ignore[reportAttributeAccessIssue]
+            if self.pair.engine is None
+            else pyro.get_param_store().scope(self.store)  # pyright: ignore[reportArgumentType]
+        )
+        with around, seeded(seed, self.settings.device):
+            yield
+
+    def _realise(self, name: str, net: Network) -> nn.Module:
+        weights = net.initial_weights(name, self.settings.seed) if net.declared else {}
+        return networks.realise(net, weights, dtype=self.settings.dtype, precision=self.settings.precision)
+
+    def _used(self) -> set[str]:
+        used, self.ppl.used = self.ppl.used, set()
+        return used
+
+
+def _neutral(name: str) -> str:
+    return name.replace("$$$", ".")
+
+
+def _nothing(*_: Any) -> None:
+    """The guide of a pair without latents."""
+
+
+def _refuse_settings(settings: Settings) -> None:
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"the device {settings.device!r} was asked for and PyTorch finds no GPU here: use --device cpu")

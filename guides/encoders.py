@@ -1,0 +1,39 @@
+"""Encoders: recurrent networks that read a whole sentence, from bos to eos, into one vector h_T."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ..models.decoders import recurrent_layout
+from ..models.spec import Spec, Weight
+
+
+class RecurrentEncoder(Spec):
+    """One layer, one direction; the state after eos is the code. Size from the surroundings: `vocabulary` V."""
+
+    kind: str
+    embedding: PositiveInt = Field(256, description="E, width of the word embeddings")
+    hidden: PositiveInt = Field(256, description="H, width of the recurrent state")
+    initial_scale: PositiveFloat = Field(0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
+    embedding_scale: PositiveFloat = Field(0.1, description="embeddings start uniform in ± this")
+
+    @property
+    def features(self) -> int:
+        return self.hidden
+
+    def layout(self, *, vocabulary: int) -> dict[str, Weight]:
+        embedding = {"embedding": Weight((vocabulary, self.embedding), self.embedding_scale)}
+        return embedding | recurrent_layout(self.kind, self.embedding, self.hidden, self.initial_scale)
+
+
+class LSTMEncoder(RecurrentEncoder):
+    kind: Literal["lstm"] = "lstm"
+
+
+class GRUEncoder(RecurrentEncoder):
+    kind: Literal["gru"] = "gru"
+
+
+Encoder = Annotated[LSTMEncoder | GRUEncoder, Field(discriminator="kind")]

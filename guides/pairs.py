@@ -1,0 +1,37 @@
+"""The table of pairs. A new pair is one entry here; every generic test is parametrised over it."""
+
+from __future__ import annotations
+
+from ..models.language_model import SITES as LANGUAGE_SITES
+from ..models.language_model import LanguageModel, language_model
+from ..models.sentence_vae import SITES as SENTENCE_SITES
+from ..models.sentence_vae import SentenceModel, sentence_vae
+from .pair import NoLatents, Pair
+from .sentence_guide import SentenceGuide, sentence_guide
+
+SENTENCE_VAE = Pair(
+    model=sentence_vae,
+    guide=sentence_guide,
+    name="sentence_vae",
+    networks=lambda model, guide, vocabulary: (
+        model.networks(vocabulary) | guide.networks(vocabulary, model.prior.dim)
+    ),
+    model_spec=SentenceModel,
+    guide_spec=SentenceGuide,
+    plate="sentences",
+    sites=SENTENCE_SITES,
+    text=True,
+)
+
+LANGUAGE_MODEL = Pair(
+    model=language_model,
+    name="language_model",
+    networks=lambda model, guide, vocabulary: model.networks(vocabulary),
+    model_spec=LanguageModel,
+    guide_spec=NoLatents,
+    plate="sentences",
+    sites=LANGUAGE_SITES,
+    text=True,
+)
+
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL)}

@@ -1,0 +1,111 @@
+"""What a pair is fitted to: sentences of a corpus, or a user's arrays, behind one face."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat
+
+from ..data import ArrayBatches, Batches, Corpus, Data, Tokeniser, check_arrays, load, load_arrays
+from ..models.errors import BadInput
+from ..models.spec import Spec
+
+SPLITS = ("train", "valid", "test")
+
+
+class Arrays(Spec):
+    """The `[data]` table of a pair whose data are arrays: rows are split at random, always the same way."""
+
+    file: str | None = Field(None, description="path of an .npz, datum axis first; None: the pair brings its own")
+    valid: NonNegativeFloat = Field(0.1, lt=0.5, description="share of rows for validation; 0: the training rows")
+    test: NonNegativeFloat = Field(0.1, lt=0.5, description="share of rows for the test; 0: the training rows")
+
+
+class Dataset(Protocol):
+    """Three splits as batches of a few fixed shapes."""
+
+    fingerprint: str
+    vocabulary: int
+
+    def batches(
+        self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
+    ) -> Any:
+        """`data.Batches` or `data.ArrayBatches` of one split."""
+
+
+class TextData:
+    """A tokenised corpus."""
+
+    def __init__(
+        self, spec: Data, *, tokeniser: Path | None = None, progress: Callable[[str, int], None] | None = None
+    ) -> None:
+        self.spec = spec
+        self.corpus: Corpus = load(spec, tokeniser=tokeniser, progress=progress)
+        self.fingerprint = self.corpus.fingerprint
+
+    @property
+    def tokeniser(self) -> Tokeniser:
+        return self.corpus.tokeniser
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tokeniser.size
+
+    def batches(
+        self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
+    ) -> Batches:
+        sentences = getattr(self.corpus, _split(split))
+        return Batches(
+            sentences,
+            batch_size=batch_size,
+            seed=seed,
+            buckets=self.spec.buckets,
+            shuffle=shuffle,
+            word_keep=word_keep,
+        )
+
+
+class ArrayData:
+    """A user's arrays, split by rows."""
+
+    vocabulary = 0
+
+    def __init__(self, spec: Arrays, arrays: Mapping[str, Any] | None) -> None:
+        if spec.file is not None:
+            arrays = load_arrays(spec.file)
+        if not arrays:
+            raise BadInput("the pair brings no data: give it with --data FILE.npz, or as Pair(..., data=...)")
+        found = {name: np.asarray(array) for name, array in arrays.items()}
+        check_arrays(found, "the pair's data")
+        rows = len(next(iter(found.values())))
+        order = np.random.default_rng(0).permutation(rows)
+        valid, test = round(spec.valid * rows), round(spec.test * rows)
+        cut = {"valid": order[:valid], "test": order[valid : valid + test], "train": np.sort(order[valid + test :])}
+        self.splits = {
+            split: {name: array[cut[split] if len(cut[split]) else cut["train"]] for name, array in found.items()}
+            for split in SPLITS
+        }
+        self.fingerprint = _digest(found)
+
+    def batches(
+        self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
+    ) -> ArrayBatches:
+        return ArrayBatches(self.splits[_split(split)], batch_size=batch_size, seed=seed, shuffle=shuffle)
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        raise BadInput(f"there is no split {name!r}: choose one of {', '.join(SPLITS)}")
+    return name
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""Bounds, KL, mutual information, active units, perplexity: a fitted pair judged on one split.
+
+Definitions in `metrics.py`. Sources: Burda et al. 2016 (importance-weighted bound, active units), Hoffman &
+Johnson 2016 (KL = mutual information + KL(q(z) ‖ p(z))), He et al. 2019 and Li et al. 2019 (500 particles,
+whole test set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..engines.protocol import Program, State
+from ..engines.seeds import derive
+from ..engines.terms import Terms
+from .accounting import Account, Progress, account, each, first, real
+from .evaluation import Evaluation, SiteEvaluation
+from .metrics import active_dimensions, importance_bound, mutual_information, perplexity
+
+ELBO_DRAWS = 10
+"""Draws per datum for the reconstruction term: little beside the particles, and it divides that term's noise
+by three."""
+
+
+def evaluate(
+    run: Any,
+    *,
+    split: str = "test",
+    particles: int = 500,
+    engine: str | None = None,
+    seed: int = 0,
+    max_sentences: int | None = None,
+    rows: int = 2048,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """A run on one of its splits, on its own engine or on another.
+
+    max_sentences: only the first so many of the split.
+    rows: the model runs on at most this many particle rows at once.
+    """
+    if engine is not None:
+        run = run.on(engine)
+    batches = run.batches(split)
+    if max_sentences is not None:
+        batches = first(batches, max_sentences)
+    text = run.pair.text
+    return evaluate_program(
+        run.program,
+        run.state,
+        batches,
+        particles=particles,
+        rows=rows,
+        seed=seed,
+        text=text,
+        unit=run.tokeniser.unit if text else None,
+        about={"pair": run.pair.name, "engine": engine or run.recipe.engine, "split": split, "seed": seed},
+        progress=progress,
+    )
+
+
+def evaluate_program(
+    program: Program,
+    state: State,
+    batches: Any,
+    *,
+    particles: int,
+    rows: int,
+    seed: int,
+    text: bool,
+    unit: str | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The same without a run. batches: `data.Batches` or a like object, or a list of batches."""
+    batches = batches if hasattr(batches, "steps_per_epoch") else list(batches)
+    found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
+    count, tokens = len(found.rows), found.tokens if text else None
+    bound = _bound(program, state, batches, found, particles, rows, seed, progress)
+    values = dict(
+        sentences=count,
+        tokens=tokens,
+        **_elbo(found),
+        **bound,
+        particles=particles if found.kl else 1,
+        unit="nats per sentence" if text else "nats per datum",
+        sites={site: _site(found, site) for site in found.kl},
+        about=dict(about or {}),
+    )
+    return Evaluation(
+        **values, **_perplexities(values, unit), **_information(program, state, batches, found, seed)
+    )
+
+
+def validate_program(
+    program: Program, state: State, batches: Any, seed: int, loss: Callable[[Terms], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """What one pass with one draw per datum tells, for the end of an epoch: `objective` (the mean of `loss`),
+    `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `active_units`, `kl/SITE` and `rows`; in nats per datum."""
+    found = account(program, state, batches, seed=seed, loss=loss)
+    by_site = {f"kl/{site}": float(kl.sum(-1).mean()) for site, kl in found.kl.items()}
+    objective = {"objective": float(np.mean(found.loss))} if found.loss is not None else {}
+    return {
+        **objective,
+        **_elbo(found),
+        "active_units": _active_units(found),
+        **by_site,
+        "rows": len(found.rows),
+    }
+
+
+def _elbo(found: Account) -> dict[str, Any]:
+    reconstruction, kl = float(found.reconstruction.mean()), float(found.total_kl.mean())
+    split = [found.kl_per_dimension(site) for site in found.kl]
+    return {
+        "elbo": -(reconstruction + kl),
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "kl_per_dimension": None if None in split else [value for part in split for value in part or []],
+    }
+
+
+def _bound(program, state, batches, found, particles, rows, seed, progress) -> dict[str, float | None]:
+    if not found.kl:
+        nll = float(found.reconstruction.mean())
+        return {"iw_nll": nll, "iw_nll_standard_error": None, "iw_effective_particles": None}
+    bounds = []
+    for number, batch in enumerate(each(batches)):
+        log_weights = program.log_weights(
+            state, batch, seed=derive(seed, "particles", number), particles=particles, rows=rows
+        )
+        bounds.append(importance_bound(log_weights[:, real(batch)]))
+        if progress:
+            progress(number + 1, getattr(batches, "steps_per_epoch", 0) or len(batches))
+    log_evidence, variance, effective = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
+    error = float(np.sqrt(variance.sum()) / len(variance))
+    return {
+        "iw_nll": float(-log_evidence.mean()),
+        "iw_nll_standard_error": error if particles > 1 else None,
+        "iw_effective_particles": float(effective.mean()),
+    }
+
+
+def _perplexities(values: dict[str, Any], unit: str | None) -> dict[str, Any]:
+    count, tokens = values["sentences"], values["tokens"]
+    if not tokens:
+        return dict.fromkeys(("perplexity", "perplexity_unit", "perplexity_bound", "perplexity_elbo"))
+    bound = f"importance-weighted, {values['particles']} particles" if values["sites"] else "exact likelihood"
+    return {
+        "perplexity": perplexity(values["iw_nll"], count, tokens),
+        "perplexity_unit": unit or "token",
+        "perplexity_bound": bound,
+        "perplexity_elbo": perplexity(-values["elbo"], count, tokens),
+    }
+
+
+def _site(found: Account, site: str) -> SiteEvaluation:
+    q = found.posterior.get(site)
+    return SiteEvaluation(
+        kl=float(found.kl[site].sum(-1).mean()),
+        kl_from="analytic" if site in found.analytic else "sampled",
+        kl_per_dimension=found.kl_per_dimension(site),
+        dimensions=None if q is None else q.loc.shape[-1],
+        active_units=_active_of(found, site),
+        family=None if q is None else q.family,
+    )
+
+
+def _active_of(found: Account, site: str) -> int | None:
+    q = found.posterior.get(site)
+    if q is None or not np.isfinite(q.loc).all():
+        return None
+    return int(active_dimensions(q.loc).sum())
+
+
+def _active_units(found: Account) -> int | None:
+    units = [_active_of(found, site) for site in found.kl]
+    return None if None in units or not units else sum(unit for unit in units if unit is not None)
+
+
+def _information(program, state, batches, found: Account, seed: int) -> dict[str, Any]:
+    """Mutual information and what hangs on it, or why there is none."""
+    keys = ("mi", "mi_ceiling", "kl_aggregate", "active_units")
+    units = _active_units(found)
+    reason = _no_information(found)
+    if reason:
+        notes: dict[str, str] = dict.fromkeys(keys[:3], reason)
+        if units is None:
+            notes["active_units"] = reason if not found.kl else "no posterior means are known for every row"
+        return {**dict.fromkeys(keys[:3]), "active_units": units, "notes": notes}
+    z = _one_draw(program, state, batches, list(found.kl), seed)
+    loc, scale = (np.concatenate([found.posterior[s][i] for s in found.kl], -1) for i in (1, 2))
+    information = mutual_information(z, loc, scale)
+    values = (*information, float(found.total_kl.mean()) - information.mutual_information, units)
+    return dict(zip(keys, values, strict=True)) | {"notes": {}}
+
+
+def _no_information(found: Account) -> str | None:
+    if not found.kl:
+        return "there is no latent"
+    for site in found.kl:
+        if site not in found.posterior:
+            return f"q({site} | x) hangs on other draws or changes size: its aggregate has no closed density"
+        if found.posterior[site].family != "normal":
+            return f"q({site} | x) is {found.posterior[site].family}: the estimate is for diagonal normals"
+    return None
+
+
+def _one_draw(program: Program, state: State, batches: Any, sites: list[str], seed: int) -> np.ndarray:
+    """One z per row, all sites side by side, (N, D)."""
+    draws = []
+    for number, batch in enumerate(each(batches)):
+        found = program.draws(state, batch, seed=derive(seed, "information", number), particles=1)
+        keep = real(batch)
+        draws.append(np.concatenate([found[site][0][keep].reshape(keep.sum(), -1) for site in sites], -1))
+    return np.concatenate(draws)

@@ -1,0 +1,297 @@
+"""`fit`: one loop for both engines. What it needs to go on is State and `Position`; what a person sees is Info."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engines import load as load_engine
+from ..engines.memory import keep_freed_memory
+from ..engines.protocol import Control, Info, Program, State
+from ..guides import Pair
+from ..models.errors import BadInput, FailedRun
+from .datasets import Dataset
+from .evaluate import validate_program
+from .files import Metrics, read_arrays, write, write_arrays
+from .progress import Display, display
+from .recipe import Recipe
+from .resolve import resolve
+from .run import EVALUATION_ROWS, Run, dataset_of, program_of
+
+LOG_EVERY = 50
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a termination signal, after the checkpoint was written."""
+
+
+@dataclass
+class Position:
+    """Where a run stands, besides weights and optimiser slots: everything the next step needs, as plain JSON."""
+
+    step: int = 0
+    best: float = math.inf
+    best_epoch: int = 0
+    since_best: int = 0
+    rate: float = 1.0
+    decays: int = 0
+    seconds: float = 0.0
+    finished: str = ""
+    window: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    recipe: str | Path | Recipe | Pair,
+    *settings: str,
+    out: str | Path | None = None,
+    engine: str | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+    resume: bool = False,
+    data: Any = None,
+    progress: bool | None = None,
+) -> Run:
+    """Fits a recipe and returns its run.
+
+    Args:
+        recipe: a name in `recipes/`, a TOML file, `file.py:NAME`, a `Recipe`, or a `Pair`.
+        settings: dotted overrides, `"fit.max_steps=30"`.
+        out: the run folder; by default `runs/NAME-ENGINE-SEED`.
+        resume: go on with the run in `out`; only `fit.epochs` and `fit.max_steps` may have changed.
+        data: arrays for a pair whose data are arrays, datum axis first: a dict, or the path of an .npz.
+        progress: a live display on standard error; None: when that is a terminal.
+
+    Raises:
+        BadInput: anything wrong with recipe, data or folder. FailedRun: a value that is not finite (names the site), a
+        full disk. Interrupted: Ctrl-C, after saving.
+    """
+    keep_freed_memory()
+    chosen, pair, name = resolve(recipe, settings, engine=engine, seed=seed, data=data)
+    load_engine(chosen.engine)
+    folder = Path(out) if out is not None else Path("runs") / f"{name}-{chosen.engine}-{chosen.fit.seed}"
+    exists = (folder / "recipe.toml").exists()
+    if exists and not resume:
+        raise BadInput(f"{folder} already holds a run: go on with --resume, or choose another --out")
+    with display(progress) as show:
+        show.note(f"reading {getattr(chosen.data, 'corpus', None) or 'the data'}")
+        stored = folder / "tokeniser.json"
+        dataset = dataset_of(chosen, pair, tokeniser=stored if exists and stored.exists() else None, progress=show.count)
+        return _Fitting(chosen, pair, dataset, folder, device, show, exists).run()
+
+
+class _Fitting:
+    """One call of `fit`."""
+
+    def __init__(
+        self, recipe: Recipe, pair: Pair, dataset: Dataset, folder: Path, device: str, show: Display, resume: bool
+    ) -> None:
+        self.recipe, self.pair, self.dataset, self.folder, self.show = recipe, pair, dataset, folder, show
+        fit = recipe.fit
+        self.batches = dataset.batches(
+            "train", batch_size=fit.batch_size, seed=fit.seed, shuffle=True, word_keep=1.0 - fit.word_dropout
+        )
+        self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
+        self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)
+        self.last_step = min(fit.epochs * self.per_epoch, fit.max_steps or math.inf)
+        self.program: Program = program_of(
+            recipe, pair, dataset.vocabulary, self.batches.data_size, device=device
+        )
+        self.state: State = self.program.init(self.batches.batch(0))
+        self.position = Position()
+        if resume:
+            self._resume()
+        else:
+            self._start()
+        self.run_object = Run(folder, recipe, pair, device=device, dataset=dataset)
+
+    def run(self) -> Run:
+        self.show.start(self.recipe, self.batches, int(self.last_step), self.position.step, self.folder)
+        if not self.position.finished:
+            with _stop_requested() as stop:
+                self._loop(stop)
+        self.show.end(self.position.finished, self.folder)
+        return self.run_object
+
+    def _loop(self, stop: list[int]) -> None:
+        position = self.position
+        saved = started = time.monotonic()
+        before, pending = position.seconds, None
+        accumulate = self.recipe.fit.accumulate
+        stream = self.batches.stream(position.step * accumulate, int(self.last_step) * accumulate)
+        while position.step < self.last_step and not position.finished:
+            control = self.control(position.step)
+            batches = [next(stream) for _ in range(accumulate)]
+            self.state, info = self.program.step(self.state, batches, control)
+            if pending:
+                self._account(*pending)
+            pending = (control, info, sum(int(b["lengths"].sum()) if "lengths" in b else 0 for b in batches))
+            position.step += 1
+            position.seconds = before + time.monotonic() - started
+            at_epoch = position.step % self.per_epoch == 0 or position.step == self.last_step
+            due = time.monotonic() - saved > self.recipe.fit.checkpoint_seconds
+            if at_epoch or due or stop or position.step % LOG_EVERY == 0:
+                self._account(*pending)
+                pending = None
+                if at_epoch or position.step % LOG_EVERY == 0:
+                    self._log(control)
+            if at_epoch:
+                self._validate()
+            if position.step >= self.last_step and not position.finished:
+                position.finished = "all steps done"
+            if at_epoch or due or stop:
+                self._save()
+                saved = time.monotonic()
+            if stop and not position.finished:
+                raise Interrupted(f"interrupted at step {position.step}; go on with --resume --out {self.folder}")
+        stream.close()
+
+    def control(self, step: int) -> Control:
+        """Schedules are pure functions of the step; the plateau's factor comes on top."""
+        fit = self.recipe.fit
+        sides = {"model": fit.optimiser, "guide": fit.guide_optimiser or fit.optimiser}
+        rates = {side: o.learning_rate * o.schedule.at(step) * self.position.rate for side, o in sides.items()}
+        return Control(step, self.recipe.divergence.weight.at(step), rates)
+
+    def _account(self, control: Control, info: Info, tokens: int) -> None:
+        """Adds one step to the averages of the next line, and refuses to go on from a value that is not finite."""
+        values = {key: float(value) for key, value in info.items()}
+        broken = [key for key, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise FailedRun(self._blame(control.step, broken))
+        window = defaultdict(float, self.position.window)
+        for key, value in (values | {"steps": 1.0, "tokens": float(tokens)}).items():
+            window[key] += value
+        self.position.window = dict(window)
+        self.show.step(self.position.step)
+
+    def _blame(self, step: int, broken: list[str]) -> str:
+        named = [key for key in broken if "/" in key]
+        term, _, site = (named or broken)[0].partition("/")
+        what = f"the {term.replace('_', ' ').replace('kl', 'KL')} of site {site!r}" if site else f"the {term.replace('_', ' ')}"
+        saved = self.folder / "state.safetensors"
+        kept = f"the checkpoint of step {read_arrays(saved)[1]['step']} is kept in {self.folder}" if saved.exists() else "no checkpoint was written yet"
+        return f"step {step}: {what} is not finite; {kept}. A lower learning rate, or a tighter clip, is the usual cure"
+
+    def _log(self, control: Control) -> None:
+        window, position = self.position.window, self.position
+        rows = window.pop("rows")
+        steps = window.pop("steps")
+        line: dict[str, Any] = {
+            "kind": "train",
+            "step": position.step,
+            "epoch": position.step / self.per_epoch,
+            "objective": window.pop("objective") / rows,
+            "gradient_norm": window.pop("gradient_norm") / steps,
+            "weight": control.weight,
+            "learning_rate": control.learning_rate["model"],
+            "tokens": window.pop("tokens"),
+            "seconds": round(position.seconds, 3),
+        }
+        sites = {key: value / rows for key, value in window.items()}
+        line["reconstruction"] = -sum(value for key, value in sites.items() if key.startswith("log_likelihood/"))
+        line["kl"] = sum((value for key, value in sites.items() if key.startswith("kl/")), 0.0)
+        line["elbo"] = -line["reconstruction"] - line["kl"]
+        self.metrics.append(line | sites)
+        position.window = {}
+        self.show.metrics(line)
+
+    def _validate(self) -> None:
+        fit, position = self.recipe.fit, self.position
+        final = self.recipe.divergence.weight.at(int(self.last_step))
+        found = validate_program(
+            self.program, self.state, self.validation, fit.seed, lambda terms: self.recipe.divergence.loss(terms, final)
+        )
+        epoch = math.ceil(position.step / self.per_epoch)
+        line = {"kind": "valid", "step": position.step, "epoch": epoch, "seconds": round(position.seconds, 3), **found}
+        if not math.isfinite(found["objective"]):
+            raise FailedRun(f"epoch {epoch}: the validation objective is not finite; the weights before are kept in {self.folder}")
+        better = found["objective"] < position.best
+        if better:
+            position.best, position.best_epoch, position.since_best = found["objective"], epoch, 0
+        else:
+            position.since_best += 1
+        if better or fit.select == "last":
+            self._save_weights()
+        self.metrics.append(line | {"best": better, "compilations": self.program.compilations})
+        self.show.epoch(line, better)
+        self._adapt(epoch)
+        shapes = len(self.batches.shapes)
+        if self.program.compilations > shapes:
+            raise FailedRun(f"{self.program.compilations} compilations for {shapes} shapes of batches: this is a defect of guidebook")
+
+    def _adapt(self, epoch: int) -> None:
+        """Early stopping, or a lower learning rate from the best weights on."""
+        fit, position = self.recipe.fit, self.position
+        if fit.early_stopping and position.since_best >= fit.early_stopping:
+            position.finished = f"no better validation objective for {fit.early_stopping} epochs"
+        plateau = fit.plateau
+        if plateau and position.since_best >= plateau.patience and epoch >= plateau.first_epoch:
+            position.rate *= plateau.factor
+            position.decays += 1
+            position.since_best = 0
+            best = read_arrays(self.folder / "weights.safetensors")[0]
+            self.state = self.program.load_weights(self.state, best)
+            if position.decays >= plateau.decays:
+                position.finished = f"the learning rate was lowered {plateau.decays} times"
+
+    def _start(self) -> None:
+        write(self.folder / "recipe.toml", self.recipe.to_toml().encode())
+        if hasattr(self.dataset, "tokeniser"):
+            self.dataset.tokeniser.save(self.folder / "tokeniser.json")
+        self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)
+        self._save_weights()
+        self._save()
+
+    def _resume(self) -> None:
+        stored, about = read_arrays(self.folder / "state.safetensors")
+        if about["fingerprint"] != self.dataset.fingerprint:
+            raise BadInput(f"the data have changed since {self.folder} was begun: a run goes on with the same data only")
+        names = {f.name for f in dataclasses.fields(Position)}
+        self.position = Position(**{key: value for key, value in about.items() if key in names})
+        if self.position.finished == "all steps done" and self.position.step < self.last_step:
+            self.position.finished = ""
+        weights = {key.removeprefix("weight/"): a for key, a in stored.items() if key.startswith("weight/")}
+        slots = {key.removeprefix("slot/"): a for key, a in stored.items() if key.startswith("slot/")}
+        self.state = self.program.load_slots(self.program.load_weights(self.state, weights), slots)
+        write(self.folder / "recipe.toml", self.recipe.to_toml().encode())
+        self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=self.position.step)
+
+    def _save(self) -> None:
+        """One file, so that a kill never leaves weights of one step beside optimiser slots of another."""
+        arrays = {f"weight/{name}": array for name, array in self.program.weights(self.state).items()}
+        arrays |= {f"slot/{name}": array for name, array in self.program.slots(self.state).items()}
+        about = dataclasses.asdict(self.position) | {"fingerprint": self.dataset.fingerprint}
+        write_arrays(self.folder / "state.safetensors", arrays, about)
+
+    def _save_weights(self) -> None:
+        about = {"step": self.position.step, "data_size": self.batches.data_size, "fingerprint": self.dataset.fingerprint}
+        write_arrays(self.folder / "weights.safetensors", self.program.weights(self.state), about)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[list[int]]:
+    """Signals that ask to stop are kept until the step is whole; a second one is obeyed at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are not ours to handle
+        before = {}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,131 @@
+"""What a person sees of a fit: a live display on a terminal, one plain line per epoch elsewhere; on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHOWN = 12
+"""Epochs of the table that stay in sight."""
+
+
+class Display:
+    """Says nothing. The two that do are below."""
+
+    def note(self, text: str) -> None: ...
+
+    def count(self, what: str, done: int) -> None: ...
+
+    def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None: ...
+
+    def step(self, step: int) -> None: ...
+
+    def metrics(self, line: dict[str, Any]) -> None: ...
+
+    def epoch(self, line: dict[str, Any], better: bool) -> None: ...
+
+    def end(self, why: str, folder: Path) -> None: ...
+
+
+class Plain(Display):
+    """One line per epoch."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
+        print(_headline(recipe, batches, steps, done, folder), file=sys.stderr, flush=True)
+
+    def epoch(self, line: dict[str, Any], better: bool) -> None:
+        names = (("objective", "objective"), ("elbo", "ELBO"), ("reconstruction", "rec"), ("kl", "KL"))
+        values = "  ".join(f"{label} {line[key]:.2f}" for key, label in names)
+        active = f"  AU {line['active_units']}" if line.get("active_units") is not None else ""
+        mark = "  *" if better else ""
+        print(f"epoch {line['epoch']}  {line['seconds']:.0f} s  valid: {values}{active}{mark}", file=sys.stderr, flush=True)
+
+    def end(self, why: str, folder: Path) -> None:
+        print(f"{why}; the run is in {folder}", file=sys.stderr, flush=True)
+
+
+class Terminal(Display):
+    """A bar, what the last steps averaged, and a table of epochs."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"),
+        )
+        self.task = self.progress.add_task("fit", total=None, now="")
+        self.rows: list[tuple[str, ...]] = []
+        self._draw()
+
+    def note(self, text: str) -> None:
+        self.progress.update(self.task, now=text)
+        self._draw()
+
+    def count(self, what: str, done: int) -> None:
+        self.progress.update(self.task, now=f"{what}: {done:,}")
+
+    def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
+        self.live.console.print(_headline(recipe, batches, steps, done, folder))
+        self.progress.update(self.task, total=steps, completed=done, now="")
+
+    def step(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        now = f"ELBO {line['elbo']:.2f}  rec {line['reconstruction']:.2f}  KL {line['kl']:.2f}  β {line['weight']:.2f}"
+        self.progress.update(self.task, now=now)
+
+    def epoch(self, line: dict[str, Any], better: bool) -> None:
+        values = [f"{line[key]:.2f}" for key in ("objective", "elbo", "reconstruction", "kl")]
+        active = line.get("active_units")
+        self.rows.append(
+            (str(line["epoch"]), f"{line['seconds']:.0f} s", *values, "–" if active is None else str(active), "★" if better else "")
+        )
+        self._draw()
+
+    def end(self, why: str, folder: Path) -> None:
+        self.progress.update(self.task, now=why)
+        self._draw()
+        self.live.console.print(f"{why}; the run is in [bold]{folder}[/]")
+
+    def _draw(self) -> None:
+        table = Table(title="validation, nats per datum", title_justify="left")
+        for column in ("epoch", "time", "objective", "ELBO", "reconstruction", "KL", "active units", "best"):
+            table.add_column(column, justify="right")
+        for row in self.rows[-SHOWN:]:
+            table.add_row(*row)
+        self.live.update(Group(table, self.progress) if self.rows else Group(self.progress))
+
+
+@contextmanager
+def display(live: bool | None) -> Iterator[Display]:
+    """The display for standard error. live: None asks whether it is a terminal; False is plain lines."""
+    console = Console(stderr=True)
+    if console.is_terminal if live is None else live:
+        with Live(console=console, refresh_per_second=4) as area:
+            yield Terminal(area)
+    else:
+        yield Plain()
+
+
+def _headline(recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> str:
+    going = f", from step {done:,}" if done else ""
+    return (
+        f"{recipe.pair} on {recipe.engine}: {batches.data_size:,} rows, batches of {recipe.fit.batch_size} in "
+        f"{len(batches.shapes)} shapes, {steps:,} steps{going} → {folder}"
+    )

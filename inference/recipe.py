@@ -1,0 +1,197 @@
+"""Recipes: one declarative experiment each, TOML one to one."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+
+from ..guides import PAIRS, Pair
+from ..models.errors import BadInput
+from ..models.spec import Spec
+from .datasets import Arrays, Data
+from .divergences import Divergence
+from .mistakes import nearest, sentence
+from .schedules import Constant, NumberOrSchedule
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+class Optimiser(Spec):
+    """An optimiser. The schedule multiplies the learning rate; clip bounds the global gradient norm over both sides."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: NumberOrSchedule = Constant()
+    clip: PositiveFloat = Field(5.0, description="inf: no clipping")
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: NonNegativeFloat = 0.0
+
+
+class Plateau(Spec):
+    """Multiply the learning rate by `factor` and go back to the best weights after `patience` epochs without a better
+    validation objective, not before epoch `first_epoch`; stop after `decays` (He et al. 2019: 0.5, 2, 15, 5)."""
+
+    factor: PositiveFloat = Field(0.5, lt=1)
+    patience: PositiveInt = 2
+    first_epoch: NonNegativeInt = 15
+    decays: PositiveInt = 5
+
+
+class Fit(Spec):
+    """The `[fit]` table."""
+
+    epochs: PositiveInt = 20
+    max_steps: PositiveInt | None = Field(None, description="stop after so many steps, whatever the epochs")
+    batch_size: PositiveInt = 32
+    accumulate: PositiveInt = Field(1, description="batches per update (gradient accumulation)")
+    optimiser: Optimiser = Optimiser()
+    guide_optimiser: Optimiser | None = Field(None, description="for the guide's side; its clip is not read")
+    word_dropout: NonNegativeFloat = Field(0.0, le=1, description="share of the decoder's input words hidden, in training")
+    select: Literal["best", "last"] = Field("best", description="weights kept: best validation objective, or the last")
+    early_stopping: PositiveInt | None = Field(None, description="stop after so many epochs without a better one")
+    plateau: Plateau | None = None
+    seed: NonNegativeInt = 0
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="bfloat16: operands of the large products only"
+    )
+    checkpoint_seconds: PositiveFloat = Field(60.0, description="at least this often, and at every epoch")
+
+
+class Recipe(Spec):
+    """A pair with everything chosen. `model` and `guide` are the tables of the pair's own spec classes."""
+
+    pair: str = "sentence_vae"
+    engine: Literal["pyro", "numpyro"] = "pyro"
+    model: SerializeAsAny[Spec]
+    guide: SerializeAsAny[Spec]
+    divergence: Divergence = Divergence()
+    data: SerializeAsAny[BaseModel]
+    fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _one_rule_stops(self) -> Recipe:
+        if self.fit.plateau and self.fit.early_stopping:
+            raise ValueError("fit.plateau stops by itself: leave fit.early_stopping out")
+        return self
+
+    def to_toml(self) -> str:
+        return _toml(self.model_dump(mode="json", exclude_none=True))
+
+
+def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "recipe") -> Recipe:
+    """A recipe from plain tables.
+
+    pair: the pair itself when it is not in the table of pairs (`file.py:PAIR`). BadInput: the first thing that is
+    wrong, where it stands, and the nearest that would be right.
+    """
+    chosen = pair or pair_named(str(raw.get("pair", "sentence_vae")), origin)
+    tables: dict[str, Any] = {**raw, "pair": chosen.name}
+    if chosen.engine is not None:
+        if raw.get("engine", chosen.engine) != chosen.engine:
+            raise BadInput(f"{origin}: the pair {chosen.name!r} is written in {chosen.engine}; it has no other engine")
+        tables["engine"] = chosen.engine
+    for side, spec in (("model", chosen.model_spec), ("guide", chosen.guide_spec)):
+        tables[side] = _validated(spec, raw.get(side, {}), origin, side)
+    tables["data"] = _validated(Data if chosen.text else Arrays, raw.get("data", {}), origin, "data")
+    return _validated(Recipe, tables, origin)
+
+
+def read(source: str | Path) -> tuple[dict[str, Any], str]:
+    """The raw tables of a recipe by name (in `recipes/`) or path, and what to call it.
+
+    Raises:
+        BadInput: no such recipe (names the nearest), or it is not TOML.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        names = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
+        if str(source) not in names:
+            raise BadInput(f"there is no recipe {str(source)!r}{nearest(str(source), names)}; recipes: {', '.join(names)}")
+        path = RECIPES / f"{source}.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), path.name
+    except FileNotFoundError:
+        raise BadInput(f"there is no recipe file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as a recipe in TOML: {error}") from None
+
+
+def override(recipe: Recipe, settings: Iterable[str], *, pair: Pair | None = None) -> Recipe:
+    """`recipe` with dotted settings `fit.max_steps=30`; a value is TOML, or else a string."""
+    tables = recipe.model_dump(mode="json")
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise BadInput(f"{setting!r} is no setting: write key=value, e.g. fit.max_steps=30")
+        *parents, last = path.split(".")
+        table = tables
+        for parent in parents:
+            if table.get(parent) is None:
+                table[parent] = {}
+            table = table[parent]
+            if not isinstance(table, dict):
+                raise BadInput(f"{setting!r}: {parent!r} is no table, so it has no {last!r}")
+        table[last] = _value(text)
+    return parse(_pruned(tables), pair=pair, origin="settings" if settings else "recipe")
+
+
+def pair_named(name: str, origin: str = "recipe") -> Pair:
+    if name not in PAIRS:
+        raise BadInput(f"{origin}: there is no pair {name!r}{nearest(name, PAIRS)}; pairs: {', '.join(PAIRS)}")
+    return PAIRS[name]
+
+
+def _validated(spec: type[BaseModel], value: Any, origin: str, table: str = "") -> Any:
+    try:
+        return spec.model_validate(value)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: {sentence(spec, error, table)}") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _pruned(tables: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _pruned(value) if isinstance(value, dict) else value for key, value in tables.items() if value is not None
+    }
+
+
+def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:
+    """TOML of nested tables of scalars and lists: values first, then sub-tables."""
+    lines = [f"{key} = {_inline(value)}" for key, value in tables.items() if not isinstance(value, Mapping)]
+    for key, value in tables.items():
+        if isinstance(value, Mapping) and value:
+            lines += ["", f"[{prefix}{key}]", _toml(value, f"{prefix}{key}.")]
+    return "\n".join(lines).strip("\n") + ("" if prefix else "\n")
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_inline(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,199 @@
+"""A run: a folder with everything that a fit left, and the fitted pair realised from it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..data import Corpus, Data, Tokeniser
+from ..engines import load as load_engine
+from ..engines.protocol import OptimiserSpec, Program, Settings, State
+from ..guides import PAIRS, Pair
+from ..models.errors import BadInput
+from .datasets import ArrayData, Arrays, Dataset, TextData
+from .files import read_arrays, read_metrics, write, write_arrays
+from .recipe import Optimiser, Recipe, parse, read
+
+EVALUATION_ROWS = 64
+"""Rows of an evaluation batch: the results do not depend on it."""
+
+
+class Run:
+    """A run folder, lazily read.
+
+    Attributes:
+        folder: `recipe.toml`, `tokeniser.json`, `weights.safetensors`, `state.safetensors`, `metrics.jsonl`, ….
+        recipe, pair: what was fitted.
+        dataset: the data; the corpus is looked up (or rebuilt) from the recipe.
+        program, state: the pair realised on its engine with the run's weights.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        pair: Pair,
+        *,
+        device: str = "cpu",
+        dataset: Dataset | None = None,
+    ) -> None:
+        self.folder, self.recipe, self.pair, self.device = folder, recipe, pair, device
+        if dataset is not None:
+            self.dataset = dataset
+
+    @cached_property
+    def dataset(self) -> Any:
+        return dataset_of(self.recipe, self.pair, tokeniser=self.folder / "tokeniser.json")
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.dataset.corpus
+
+    @cached_property
+    def tokeniser(self) -> Tokeniser:
+        return Tokeniser.load(self.folder / "tokeniser.json")
+
+    @cached_property
+    def program(self) -> Program:
+        vocabulary = self.tokeniser.size if self.pair.text else 0
+        return program_of(self.recipe, self.pair, vocabulary, self._data_size, device=self.device)
+
+    @cached_property
+    def state(self) -> State:
+        state = self.program.init(self._example)
+        return self.program.load_weights(state, self.weights)
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Engine-neutral name → array."""
+        return read_arrays(self.folder / "weights.safetensors")[0]
+
+    def batches(self, split: str) -> Any:
+        return self.dataset.batches(split, batch_size=EVALUATION_ROWS)
+
+    def on(self, engine: str) -> Run:
+        """The same run on another engine: the weights carry over by name."""
+        if engine == self.recipe.engine:
+            return self
+        if self.pair.engine is not None:
+            raise BadInput(f"the pair {self.pair.name!r} is written in {self.pair.engine}; it does not run on {engine}")
+        load_engine(engine)
+        recipe = self.recipe.model_copy(update={"engine": engine})
+        return Run(self.folder, recipe, self.pair, device=self.device, dataset=self.__dict__.get("dataset"))
+
+    def convert(self, engine: str, out: str | Path) -> Run:
+        """Writes this run as one of another engine: recipe, weights, tokeniser and history; no optimiser state."""
+        other, folder = self.on(engine), Path(out)
+        if (folder / "recipe.toml").exists():
+            raise BadInput(f"{folder} already holds a run: choose another --out")
+        _ = other.state
+        write(folder / "recipe.toml", other.recipe.to_toml().encode())
+        for name in ("tokeniser.json", "metrics.jsonl"):
+            if (self.folder / name).exists():
+                write(folder / name, (self.folder / name).read_bytes())
+        about = read_arrays(self.folder / "weights.safetensors")[1]
+        write_arrays(folder / "weights.safetensors", self.weights, about)
+        return Run(folder, other.recipe, self.pair, device=self.device)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """`metrics.jsonl` as dictionaries."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def history(self, kind: str = "train") -> pd.DataFrame:
+        """Metrics as a table indexed by step: kind "train" (averages since the line before) or "valid" (epochs)."""
+        rows = [line for line in self.lines if line["kind"] == kind]
+        return pd.DataFrame(rows).drop(columns="kind").set_index("step") if rows else pd.DataFrame()
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The trained objective, nats per datum, averaged between lines of the history."""
+        return np.array([line["objective"] for line in self.lines if line["kind"] == "train"])
+
+    def __repr__(self) -> str:
+        valid = [line for line in self.lines if line["kind"] == "valid"]
+        last = f"epoch {valid[-1]['epoch']}: valid ELBO {valid[-1]['elbo']:.2f}, KL {valid[-1]['kl']:.2f}" if valid else "no epoch yet"
+        return f"Run({str(self.folder)!r}, {self.recipe.pair} on {self.recipe.engine}; {last})"
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return read_arrays(self.folder / "weights.safetensors")[1]
+
+    @property
+    def _data_size(self) -> int:
+        return int(self._about["data_size"])
+
+    @property
+    def _example(self) -> dict[str, np.ndarray]:
+        """A batch of the right shapes for the first run of the programs."""
+        if not self.pair.text:
+            return self.dataset.batches("train", batch_size=self.recipe.fit.batch_size).batch(0)
+        tokens = np.array([[1, 4, 2]] * 2, np.int32)
+        return {
+            "tokens": tokens,
+            "inputs": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "lengths": np.array([2, 2], np.int32),
+            "weight": np.ones(2, np.float32),
+            "index": np.arange(2, dtype=np.int32),
+        }
+
+
+def load(folder: str | Path, *, pair: Pair | None = None, device: str = "cpu", engine: str | None = None) -> Run:
+    """The run in `folder`.
+
+    pair: the pair of a native run, whose programs no file of ours can hold. BadInput: no run there, or an incomplete
+    or damaged one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"there is no run folder {folder}")
+    if not (folder / "recipe.toml").is_file():
+        raise BadInput(f"{folder} is no run: recipe.toml is missing")
+    raw, _ = read(folder / "recipe.toml")
+    name = str(raw.get("pair", ""))
+    if pair is None and name not in PAIRS:
+        raise BadInput(f"the programs of {folder} are the pair {name!r} in a file of your own: add --pair FILE.py:NAME")
+    recipe = parse(raw, pair=pair, origin=str(folder / "recipe.toml"))
+    chosen = pair or PAIRS[recipe.pair]
+    for needed in ("weights.safetensors", *(["tokeniser.json"] if chosen.text else [])):
+        if not (folder / needed).is_file():
+            raise BadInput(f"{folder} is no complete run: {needed} is missing (finish it with fit --resume)")
+    load_engine(engine or recipe.engine)
+    run = Run(folder, recipe, chosen, device=device)
+    return run.on(engine) if engine else run
+
+
+def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, progress: Any = None) -> Dataset:
+    """The data of a recipe. tokeniser: a saved one, in place of training one."""
+    if isinstance(recipe.data, Data):
+        return TextData(recipe.data, tokeniser=tokeniser, progress=progress)
+    assert isinstance(recipe.data, Arrays)
+    return ArrayData(recipe.data, pair.data)
+
+
+def program_of(recipe: Recipe, pair: Pair, vocabulary: int, data_size: int, *, device: str = "cpu") -> Program:
+    """The pair of a recipe realised on its engine."""
+    fit = recipe.fit
+    settings = Settings(
+        data_size=data_size,
+        objective=recipe.divergence.objective(),
+        seed=fit.seed,
+        device=device,
+        dtype="float64" if fit.precision == "float64" else "float32",
+        precision="bfloat16" if fit.precision == "bfloat16" else "float32",
+        optimisers={"model": _optimiser(fit.optimiser), "guide": _optimiser(fit.guide_optimiser or fit.optimiser)},
+        clip=None if np.isinf(fit.optimiser.clip) else fit.optimiser.clip,
+    )
+    networks = pair.realisable(recipe.model, recipe.guide, vocabulary) if pair.engine is None else {}
+    return load_engine(recipe.engine).Program(pair, networks, settings)
+
+
+def _optimiser(spec: Optimiser) -> OptimiserSpec:
+    return OptimiserSpec(spec.kind, spec.betas, spec.eps, spec.weight_decay, spec.momentum)
+
+

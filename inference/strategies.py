@@ -1,0 +1,49 @@
+"""How words are chosen from a decoder, as frozen specs. `decoding.decode` realises them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from ..models.spec import Spec
+
+
+class DecodingStrategy(Spec):
+    """What all strategies share. The padding and the begin mark are never emitted, whatever the strategy."""
+
+    kind: str
+    allow_unknown: bool = Field(True, description="whether unk may be emitted")
+
+
+class Greedy(DecodingStrategy):
+    """The most probable word at every step; of equally probable ones the lowest id."""
+
+    kind: Literal["greedy"] = "greedy"
+
+
+class Sample(DecodingStrategy):
+    """Ancestral sampling from softmax(logits / temperature), restricted to the `top_k` most probable words,
+    then to the smallest set of them that holds the probability `top_p` (nucleus sampling, Holtzman et al.
+    2020)."""
+
+    kind: Literal["sample"] = "sample"
+    temperature: PositiveFloat = Field(1.0, description="1: the model's own distribution; towards 0: greedy")
+    top_k: PositiveInt | None = Field(None, description="only so many words; None: all")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="only a set of words of this probability; None: all"
+    )
+
+
+class Beam(DecodingStrategy):
+    """Beam search for the most probable sentence, ranked by log p / ((5 + T) / 6)^length_penalty over its T
+    words and end mark (Wu et al. 2016, equation 14)."""
+
+    kind: Literal["beam"] = "beam"
+    width: PositiveInt = Field(5, description="K, prefixes kept at every step")
+    length_penalty: NonNegativeFloat = Field(
+        0.0, description="0: plain log-probability; more favours long sentences"
+    )
+
+
+Strategy = Annotated[Greedy | Sample | Beam, Field(discriminator="kind")]

@@ -1,0 +1,31 @@
+"""Generative stories p(x, z), one per file, and the specs they are made of."""
+
+from .batch import Batch
+from .decoders import Decoder, GRUDecoder, LSTMDecoder
+from .errors import BadInput, FailedRun
+from .language_model import LanguageModel, language_model
+from .mlp import MLP
+from .ppl import PPL
+from .priors import Prior, StandardNormal
+from .sentence_vae import SentenceModel, sentence_vae
+from .spec import Network, Spec, Weight
+
+__all__ = [
+    "MLP",
+    "PPL",
+    "BadInput",
+    "Batch",
+    "Decoder",
+    "FailedRun",
+    "GRUDecoder",
+    "LSTMDecoder",
+    "LanguageModel",
+    "Network",
+    "Prior",
+    "SentenceModel",
+    "Spec",
+    "StandardNormal",
+    "Weight",
+    "language_model",
+    "sentence_vae",
+]

@@ -1,0 +1,9 @@
+"""The two ways a run can end badly, as the command line reports them."""
+
+
+class BadInput(ValueError):
+    """The user's input is wrong: one sentence saying what, where, and what would be right. Exit status 2."""
+
+
+class FailedRun(RuntimeError):
+    """The input was fine but the run could not go on (NaN, disk full): one sentence. Exit status 1."""

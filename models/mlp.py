@@ -1,0 +1,29 @@
+"""A multilayer perceptron, for stories whose data are vectors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from .spec import Spec, Weight
+
+
+class MLP(Spec):
+    """y = W_L a(… a(W_1 x + b_1) …) + b_L over the last axis: (…, inputs) to (…, outputs)."""
+
+    kind: Literal["mlp"] = "mlp"
+    inputs: PositiveInt
+    outputs: PositiveInt
+    hidden: tuple[PositiveInt, ...] = Field((128,), description="widths of the hidden layers")
+    activation: Literal["tanh", "relu", "softplus"] = "tanh"
+
+    def layout(self) -> dict[str, Weight]:
+        widths = (self.inputs, *self.hidden, self.outputs)
+        weights = {}
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+            bound = fan_in**-0.5
+            weights[f"weight_{layer}"] = Weight((fan_out, fan_in), bound)
+            weights[f"bias_{layer}"] = Weight((fan_out,), bound)
+        return weights

@@ -1,0 +1,52 @@
+"""Declarative parts: frozen, typed, pure data. An engine realises a spec; a framework module in its place is used as it is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """A declarative part of a recipe. Unknown keys are errors; instances are immutable and hashable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def layout(self, **sizes: int) -> dict[str, Weight]:
+        """The weights of the network this spec describes, by engine-neutral name, in PyTorch's layout."""
+        return {}
+
+
+class Weight(NamedTuple):
+    """One array of weights: its shape, and how it starts (uniform in ± scale; 0: zeros)."""
+
+    shape: tuple[int, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a story: a spec, or a framework module, with the sizes its surroundings give it.
+
+    `sizes` holds what the spec cannot know alone, by name: `vocabulary` V, `latent` Z, `features` H.
+    """
+
+    spec: Any
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def declared(self) -> bool:
+        """Whether this is a spec (else a framework module, used as it is)."""
+        return isinstance(self.spec, Spec)
+
+    def initial_weights(self, name: str, seed: int) -> dict[str, np.ndarray]:
+        """float64 weights for the network called `name`: the same on both engines for the same seed."""
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        return {
+            weight: rng.uniform(-start.scale, start.scale, start.shape)
+            for weight, start in self.spec.layout(**self.sizes).items()
+        }
