@@ -4,23 +4,15 @@ from .arrays import ArrayBatches, check_arrays, load_arrays
 from .batches import Batches
 from .buckets import bucket_edges
 from .corpora import data_folder
-from .corpus import Corpus, load
+from .corpus import Corpus, load, train_tokeniser
 from .errors import BadData
 from .permutation import Permutation
 from .sentences import Sentences
 from .spec import BPE, Data, WordPiece, Words
 from .stdlib_docs import stdlib_sentences
-from .tokenisers import (
-    BOS,
-    EOS,
-    PAD,
-    SPECIAL,
-    UNK,
-    SubwordTokeniser,
-    Tokeniser,
-    WordTokeniser,
-    train_tokeniser,
-)
+from .subwords import SubwordTokeniser
+from .tokenisers import BOS, EOS, PAD, SPECIAL, UNK, Tokeniser
+from .words import WordTokeniser
 
 __all__ = [
     "BOS",

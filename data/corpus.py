@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from .cache import built, cache_folder
 from .corpora import SPLITS, Source, source_of
 from .errors import BadData
 from .sentences import Sentences
-from .spec import Data, TokeniserSpec
+from .spec import Data, TokeniserSpec, Words
+from .subwords import SubwordTokeniser
 from .tokenised import Progress, write_tokenised
-from .tokenisers import Tokeniser, train_tokeniser
+from .tokenisers import Tokeniser
+from .words import WordTokeniser
 
 _FORMAT = 1
 """Of the cached files: raised whenever they change, so that old ones are left alone."""
@@ -69,6 +71,13 @@ def load(
     splits = {split: Sentences.open(place / split, chosen) for split in SPLITS}
     about = json.loads((place / "corpus.json").read_text(encoding="utf-8"))
     return Corpus(source.name, chosen, **splits, fingerprint=fingerprint, empty_lines=about["empty_lines"])
+
+
+def train_tokeniser(sentences: Iterable[str], spec: TokeniserSpec) -> Tokeniser:
+    """The tokeniser that `spec` describes, from the training sentences."""
+    if isinstance(spec, Words):
+        return WordTokeniser.train(sentences, spec)
+    return SubwordTokeniser.train(sentences, spec)
 
 
 def _trained(

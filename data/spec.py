@@ -16,7 +16,9 @@ class Words(_Spec):
 
     kind: Literal["words"] = "words"
     min_count: int = Field(default=1, ge=1, description="rarer words of the training split become unk")
-    cap: int | None = Field(default=None, description="at most this many ids, the 4 special tokens included")
+    cap: int | None = Field(
+        default=None, ge=1, description="at most this many ids, the 4 special tokens included"
+    )
 
 
 class BPE(_Spec):
@@ -24,7 +26,7 @@ class BPE(_Spec):
 
     kind: Literal["bpe"] = "bpe"
     size: int = Field(
-        default=8000, description="at most this many ids: 4 special tokens, 256 bytes, then merges"
+        default=8000, ge=1, description="at most this many ids: 4 special tokens, 256 bytes, then merges"
     )
 
 

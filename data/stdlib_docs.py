@@ -127,12 +127,9 @@ def _sources(root: Path) -> Iterator[Path]:
             name for name in folders if name not in _ABSENT_SOMEWHERE and not name.startswith("config-")
         )
         for name in sorted(files):
-            if (
-                name.endswith(".py")
-                and name not in _ABSENT_SOMEWHERE
-                and not name.startswith("_sysconfigdata")
-            ):
-                yield Path(folder, name)
+            listed = name not in _ABSENT_SOMEWHERE and not name.startswith("_sysconfigdata")
+            if name.endswith(".py") and listed and (path := Path(folder, name)).is_file():
+                yield path
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -155,10 +152,8 @@ def _items(block: str) -> Iterator[str]:
     """The running text of a paragraph, its list items one by one, without code, fields and tables."""
     item: list[str] = []
     for line in block.split("\n"):
-        bullet, skipped = (
-            _BULLET.match(line),
-            _CODE.match(line) or _FIELD.match(line) or _TABLE.search(line.strip()),
-        )
+        bullet = _BULLET.match(line)
+        skipped = _CODE.match(line) or _FIELD.match(line) or _TABLE.search(line.strip())
         if (bullet or skipped) and item:
             yield " ".join(item)
             item = []
@@ -180,8 +175,7 @@ def _plain(text: str) -> str:
 
 
 def _without_aside(match: re.Match) -> str:
-    """The word before an aside; a value in its place is missed where the word needs one: "return a tuple
-    (a, b)"."""
+    """The word before an aside. If it needs one, as in "return a tuple (a, b)", the sentence is cut."""
     word, aside = match.groups()
     return word + _CUT if aside.strip() and _TAKES_A_VALUE.fullmatch(word) else word
 

@@ -35,6 +35,8 @@ def sentences_of(path: Path, max_words: int) -> Iterator[str]:
 
 def open_binary(path: Path) -> BinaryIO:
     """The file's bytes, unpacked if it is a gzip file. BadData if it cannot be opened."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadData(f"{path} is no ordinary file, and it is read more than once: save it to one first")
     try:
         with path.open("rb") as file:
             head = file.read(2)

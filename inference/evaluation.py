@@ -143,8 +143,10 @@ class Evaluation:
         return f"{self._judgement()} ({', '.join(self._evidence())})."
 
     def _judgement(self) -> str:
-        if self.kl < 0.1 or self.active_units == 0:
+        if self.kl < 0.1:
             return "The latent is not used: the posterior has collapsed onto the prior"
+        if self.active_units == 0:
+            return "The latent is not used: the posterior's mean hardly varies with the data"
         if self.mi is None:
             return "The posterior differs from the prior; how much it says about the data was not measured"
         if self.mi < 0.1 * min(self.kl, self.mi_ceiling or self.kl):

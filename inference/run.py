@@ -60,7 +60,10 @@ class Run:
     @cached_property
     def program(self) -> Program:
         vocabulary = self.tokeniser.size if self.pair.text else 0
-        return program_of(self.recipe, self.pair, vocabulary, self._data_size, device=self.device)
+        recipe = self.recipe
+        if recipe.fit.precision == "bfloat16":  # a way to train; numbers are judged in float32
+            recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "float32"})})
+        return program_of(recipe, self.pair, vocabulary, self._data_size, device=self.device)
 
     @cached_property
     def state(self) -> State:

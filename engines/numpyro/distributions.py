@@ -37,13 +37,14 @@ def token_log_prob(
     lead, hidden = states.shape[:-1], states.shape[-1]
     counted = jnp.broadcast_to(jnp.arange(lead[-1]) < jnp.asarray(lengths)[..., None], lead).reshape(-1)
     words = jnp.broadcast_to(targets, lead).reshape(-1)
-    per_token = _per_token(states.reshape(-1, hidden), weight, words, counted, precision)
+    rows = jnp.where(counted[:, None], states.reshape(-1, hidden), 0)  # so that padding may hold anything
+    per_token = _per_token(rows, weight, words, counted, precision)
     return per_token.reshape(lead).sum(-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _per_token(states: Array, weight: Array, words: Array, counted: Array, precision: str) -> Array:
-    """log softmax(W h)[x] per row of states (N, H), 0 where not counted: (N,)."""
+    """log softmax(W h)[x] per row of states (N, H), which are 0 where not counted; 0 there: (N,)."""
 
     def tile(_, part):
         h, own = part
@@ -74,18 +75,16 @@ def _walk(tile: Any, carry: Any, weight: Array, *rows: Array) -> tuple[Any, Any]
 
 
 def _per_token_fwd(states, weight, words, counted, precision):
-    use = counted.astype(states.dtype)
-
     def tile(d_weight, part):
-        h, own, use = part
+        h, own = part
         exponentials, shift, total = _exponentials(h, weight, precision)
         d_states = own - product(exponentials, weight.T, precision) / total[:, None]
-        d_weight = d_weight + _outer(exponentials, h * (use / total)[:, None], precision)
+        d_weight = d_weight + _outer(exponentials, h / total[:, None], precision)
         return d_weight, ((h * own).sum(-1) - shift - jnp.log(total), d_states)
 
     zeros = jnp.zeros_like(weight)
-    softmax_part, (log_prob, d_states) = _walk(tile, zeros, weight, states, weight[words], use)
-    d_weight = (-softmax_part).at[words].add(states * use[:, None])
+    softmax_part, (log_prob, d_states) = _walk(tile, zeros, weight, states, weight[words])
+    d_weight = (-softmax_part).at[words].add(states)
     return jnp.where(counted, log_prob, 0), (states, weight, words, counted, d_states, d_weight)
 
 
@@ -130,6 +129,7 @@ class TokenSequence(dist.Distribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as NumPyro declares it
     support = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample = False
     pytree_data_fields = ("states", "weight", "lengths", "decoder", "z")
     pytree_aux_fields = ("precision",)
 

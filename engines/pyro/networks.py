@@ -19,6 +19,7 @@ from ...models import decoders, mlp, priors
 from ...models.errors import BadInput
 from ...models.spec import Network
 from .distributions import TokenSequence
+from .dropout import dropped
 from .precision import check_precision, product, products_in
 from .recurrence import gru, gru_cell, lstm, lstm_cell
 
@@ -86,8 +87,13 @@ class Recurrent(Realised):
 
     def _projected(self, tokens: Tensor, dropout: float = 0.0) -> Tensor:
         """What the tokens (B, T) add to the gates, time-major: (T, B, gates·H)."""
-        embedded = F.dropout(F.embedding(tokens.t(), self.embedding), dropout, self.training)
-        return product(embedded, self.weight_ih[:, : self.spec.embedding], self.precision)
+        embedded = dropped(F.embedding(tokens.t(), self.embedding), dropout if self.training else 0.0)
+        return product(embedded, self._input_weights()[0], self.precision)
+
+    def _input_weights(self) -> tuple[Tensor, ...]:
+        """The columns of `weight_ih` that read the token, and those that read z."""
+        embedding = self.spec.embedding
+        return self.weight_ih.split((embedding, self.weight_ih.shape[1] - embedding), 1)
 
     def _run(self, projected: Tensor, constant: Tensor, initial: State) -> Tensor:
         """States (T, S, B, H)."""
@@ -103,7 +109,7 @@ class RecurrentDecoder(Recurrent):
         """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
         states = self.states(z, inputs)
         return TokenSequence(
-            F.dropout(states, self.spec.dropout, self.training),
+            dropped(states, self.spec.dropout if self.training else 0.0),
             self.output_weight,
             lengths,
             decoder=self,
@@ -128,7 +134,7 @@ class RecurrentDecoder(Recurrent):
         if z.shape[-1] != self.sizes["latent"]:
             raise BadInput(f"the decoder reads latents of {self.sizes['latent']} dimensions, not {z.shape[-1]}")
         z = z.expand(*shape, -1)
-        constant = F.linear(z, self.weight_ih[:, self.spec.embedding :], self.bias_ih)
+        constant = F.linear(z, self._input_weights()[1], self.bias_ih)
         start = F.linear(z, self.initial)
         return constant, (start.tanh(), start)[:states]
 
@@ -151,7 +157,7 @@ class RecurrentDecoder(Recurrent):
             return (*after, constant), after[0] @ self.output_weight.t()
 
     def _cell(self, before: list[Tensor], constant: Tensor, embedded: Tensor) -> State:
-        projected = F.linear(embedded, self.weight_ih[:, : self.spec.embedding]) + constant
+        projected = F.linear(embedded, self._input_weights()[0]) + constant
         if self.spec.kind == "lstm":
             return lstm_cell(torch.addmm(projected, before[0], self.weight_hh.t()), before[1])
         return (gru_cell(projected, F.linear(before[0], self.weight_hh, self.bias_hh), before[0]),)

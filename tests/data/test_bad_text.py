@@ -1,6 +1,7 @@
 """Every way a text can be wrong ends in one sentence: what, where, and what would be right."""
 
 import gzip
+import os
 
 import pytest
 
@@ -50,8 +51,10 @@ def test_a_missing_split(tmp_path, write, cache):
     assert "has only empty lines" in refused(path, cache, valid=path, test=write(["", ""], "test.txt"))
 
 
-def test_a_folder(tmp_path, cache):
+def test_a_folder_or_a_pipe(tmp_path, cache):
     assert "is a folder" in refused(tmp_path, cache)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no ordinary file" in refused(tmp_path / "pipe", cache)
 
 
 def test_a_name_that_promises_gzip(write, cache):

@@ -92,9 +92,9 @@ def test_training_again_gives_the_same(spec):
 
 
 def test_a_huge_vocabulary_forgets_the_rarest(monkeypatch):
-    from guidebook.data import tokenisers
+    from guidebook.data import words
 
-    monkeypatch.setattr(tokenisers, "_DISTINCT_WORDS_HELD", 100)
+    monkeypatch.setattr(words, "_DISTINCT_WORDS_HELD", 100)
     rare = (f"r{i}" for i in range(5000))
     tokeniser = WordTokeniser.train(f"often also {word}" for word in rare)
     assert tokeniser.words[4:6] == ["also", "often"]

@@ -81,7 +81,7 @@ def test_survives_the_file(tree, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]
     with xr.open_datatree(tmp_path / "posterior.nc", engine="h5netcdf") as back:
         xr.testing.assert_identical(back.load(), found)
-        assert arviz_base.extract(back, sample_dims=["sample"])["z"].sizes["sample"] == 25
+        assert arviz_base.extract(back, sample_dims=["sample"], keep_dataset=True)["z"].sizes["sample"] == 25
 
 
 def test_arrays_keep_their_own_names(toys):

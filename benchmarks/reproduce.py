@@ -1,0 +1,115 @@
+"""Fits a recipe, evaluates it and writes `benchmarks/results/NAME.ENGINE.SEED.json` beside the published figure.
+
+    python benchmarks/reproduce.py ptb_language_model --engine pyro --seed 0 --runs runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from guidebook.inference.evaluate import evaluate
+from guidebook.inference.fit import fit
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LI = "Li et al. 2019, PTB test, as quoted by Li et al. 2020"
+
+PUBLISHED = {
+    "ptb_language_model": [{"metric": "iw_nll", "value": 101.04, "source": LI, "comparable": "exact likelihood"}],
+    "ptb_vae": [
+        {
+            "metric": "iw_nll",
+            "value": 101.04,
+            "source": LI,
+            "comparable": "the language model's: without tricks the VAE collapses onto it",
+        }
+    ],
+    "ptb_vae_annealed": [
+        {"metric": "iw_nll", "value": 101.28, "source": LI, "comparable": "their −ELBO; KL 0.00"}
+    ],
+}
+"""Recipe → published figures, in nats per sentence."""
+
+GATES = {
+    "ptb_language_model": {"iw_nll": ("<=", 101.5)},
+    "ptb_vae": {"kl": ("<", 0.1), "active_units": ("<=", 0)},
+    "ptb_vae_annealed": {"iw_nll": ("<=", 101.8), "kl": ("<", 0.5)},
+}
+"""Recipe → metric → bound that our own run should meet."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    run = fit(
+        arguments.recipe,
+        *arguments.settings,
+        engine=arguments.engine,
+        seed=arguments.seed,
+        out=Path(arguments.runs) / f"{arguments.recipe}-{arguments.engine}-{arguments.seed}",
+        resume=True,
+    )
+    metrics = evaluate(run, split="test", particles=arguments.particles).to_dict()
+    epochs = [line for line in run.lines if line["kind"] == "valid"]
+    result = {
+        "recipe": arguments.recipe,
+        "settings": arguments.settings,
+        "engine": arguments.engine,
+        "seed": arguments.seed,
+        "device": device(),
+        "commit": arguments.commit or commit(),
+        "seconds": epochs[-1]["seconds"],
+        "epochs": epochs[-1]["epoch"],
+        "metrics": metrics,
+        "published": PUBLISHED.get(arguments.recipe, []),
+        "gate": [
+            {"metric": metric, "bound": f"{sign} {bound}", "met": _met(metrics[metric], sign, bound)}
+            for metric, (sign, bound) in GATES.get(arguments.recipe, {}).items()
+        ],
+    }
+    path = RESULTS / f"{arguments.recipe}.{arguments.engine}.{arguments.seed}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("recipe", "seconds", "gate")}), metrics["iw_nll"], metrics["kl"])
+
+
+def device() -> str:
+    """The kind of machine, e.g. "2 cores, Intel(R) Xeon(R) Processor, AMX bfloat16"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    amx = ", AMX bfloat16" if any("amx_bf16" in line for line in lines if line.startswith("flags")) else ""
+    return f"{os.cpu_count()} cores, {model}{amx}"
+
+
+def commit() -> str:
+    """The commit that is checked out, "+" where the tree differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=RESULTS, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def _met(value: float, sign: str, bound: float) -> bool:
+    return value <= bound if sign == "<=" else value < bound
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("settings", nargs="*", help="dotted overrides, key=value")
+    parser.add_argument("--engine", default="pyro")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--particles", type=int, default=500)
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--commit", help="what to write as the commit, when git cannot tell")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
