@@ -157,9 +157,15 @@ def ours(shape: Shape, precision: str = "float32") -> Step:
 class Product:
     """One product of a step, with its operands and results allocated beforehand: forward, and both gradients."""
 
-    def __init__(self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1) -> None:
+    def __init__(
+        self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1
+    ) -> None:
         self.x, self.y = torch.randn(times * rows, inputs), torch.randn(times * rows, outputs)
-        self.w, self.dw, self.dx = torch.randn(outputs, inputs), torch.randn(outputs, inputs), torch.randn(rows, inputs)
+        self.w, self.dw, self.dx = (
+            torch.randn(outputs, inputs),
+            torch.randn(outputs, inputs),
+            torch.randn(rows, inputs),
+        )
         self.rows, self.times = rows, times
         self.out = torch.empty(rows, outputs)
         self.dx_all = torch.empty(times * rows, inputs) if times == 1 else self.dx
@@ -248,7 +254,9 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
         Product(particles, shape.hidden, 4 * shape.hidden, times=shape.steps),
         Product(particles, shape.hidden, shape.vocabulary, times=shape.steps),
     ]
-    variants: dict[str, Step] = {precision: lambda precision=precision: bound(precision) for precision in engines}
+    variants: dict[str, Step] = {
+        precision: lambda precision=precision: bound(precision) for precision in engines
+    }
     found = medians({"floor": lambda: [product.forward() for product in made], **variants}, repeats)
     weights = {precision: bound(precision) for precision in engines}
     nll = {name: float(np.log(particles) - np.logaddexp.reduce(w[:, 0])) for name, w in weights.items()}
@@ -281,7 +289,15 @@ def memory(vocabulary: int = 50_000) -> dict[str, Any]:
     """One entry: peak resident memory of training at V = 50,000, B = 32, each variant in a process of its own."""
     found = {}
     for variant in ("hand", "ours"):
-        command = [sys.executable, "-m", "benchmarks.pyro_step", "--peak", variant, "--vocabulary", str(vocabulary)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.pyro_step",
+            "--peak",
+            variant,
+            "--vocabulary",
+            str(vocabulary),
+        ]
         found[variant] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {
         "name": f"pyro_peak_memory_{vocabulary}",
@@ -299,7 +315,9 @@ def measure(repeats: int = 15) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", choices=("hand", "ours"), help=argparse.SUPPRESS)

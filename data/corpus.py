@@ -24,7 +24,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
-    """A tokenised corpus. `fingerprint` is equal exactly where splits and ids are, on any machine."""
+    """A tokenised corpus. Equal fingerprints mean equal splits and ids, on any machine."""
 
     name: str
     tokeniser: Tokeniser

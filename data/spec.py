@@ -34,7 +34,7 @@ class WordPiece(_Spec):
     """Word pieces, continuations marked `##`: a word with an unseen character becomes unk."""
 
     kind: Literal["word_piece"] = "word_piece"
-    size: int = Field(default=8000, description="at most this many ids, the 4 special tokens included")
+    size: int = Field(default=8000, ge=1, description="at most so many ids, special tokens included")
 
 
 TokeniserSpec = Annotated[Words | BPE | WordPiece, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """Keeping freed memory in the process, so that a training step does not fault its pages in again.
 
-glibc hands blocks above a threshold back to the system as soon as they are freed. A step whose tensors pass 20 MB
-then pays for zeroed pages each time: up to half of its time at batch 64.
+glibc hands blocks above a threshold back to the system as soon as they are freed. A step whose tensors pass
+20 MB then pays for zeroed pages each time: up to half of its time at batch 64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h> of glibc
 def keep_freed_memory() -> bool:
     """Asks glibc to keep freed blocks up to 1 GiB; whether it did.
 
-    For the whole process and for good; resident memory stays at its peak. `GUIDEBOOK_KEEP_MEMORY=0` switches it off,
-    and where the C library is another one nothing happens.
+    For the whole process and for good; resident memory stays at its peak. `GUIDEBOOK_KEEP_MEMORY=0` switches
+    it off, and where the C library is another one nothing happens.
     """
     if os.environ.get(VARIABLE, "1") == "0":
         return False

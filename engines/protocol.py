@@ -99,7 +99,7 @@ class Program(Protocol):
         """
 
     def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
-        """The terms without dropout, as float64 NumPy, from a seed of its own."""
+        """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed."""
 
     def log_weights(self, state: State, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time."""

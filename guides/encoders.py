@@ -14,10 +14,10 @@ class RecurrentEncoder(Spec):
     """One layer, one direction; the state after eos is the code. Size from the surroundings: `vocabulary` V."""
 
     kind: str
-    embedding: PositiveInt = Field(256, description="E, width of the word embeddings")
-    hidden: PositiveInt = Field(256, description="H, width of the recurrent state")
-    initial_scale: PositiveFloat = Field(0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
-    embedding_scale: PositiveFloat = Field(0.1, description="embeddings start uniform in ± this")
+    embedding: PositiveInt = Field(default=256, description="E, width of the word embeddings")
+    hidden: PositiveInt = Field(default=256, description="H, width of the recurrent state")
+    initial_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
+    embedding_scale: PositiveFloat = Field(default=0.1, description="embeddings start uniform in ± this")
 
     @property
     def features(self) -> int:
@@ -29,10 +29,14 @@ class RecurrentEncoder(Spec):
 
 
 class LSTMEncoder(RecurrentEncoder):
+    """The long short-term memory of Hochreiter & Schmidhuber 1997."""
+
     kind: Literal["lstm"] = "lstm"
 
 
 class GRUEncoder(RecurrentEncoder):
+    """The gated recurrent unit of Cho et al. 2014."""
+
     kind: Literal["gru"] = "gru"
 
 

@@ -1,0 +1,34 @@
+"""How a pair is fitted and judged: recipes, divergences, schedules, fit, evaluation, decoding, diagnosis."""
+
+from ..guides import Pair
+from .divergences import KL, FreeBits
+from .evaluate import evaluate
+from .fit import fit
+from .recipe import Recipe, parse
+from .run import Run, load
+from .schedules import Constant, Cosine, Cyclical, Linear, Logistic
+from .strategies import Beam, Greedy, Sample
+from .text import interpolate, reconstruct, sample
+
+__all__ = [
+    "KL",
+    "Beam",
+    "Constant",
+    "Cosine",
+    "Cyclical",
+    "FreeBits",
+    "Greedy",
+    "Linear",
+    "Logistic",
+    "Pair",
+    "Recipe",
+    "Run",
+    "Sample",
+    "evaluate",
+    "fit",
+    "interpolate",
+    "load",
+    "parse",
+    "reconstruct",
+    "sample",
+]

@@ -142,14 +142,23 @@ class Evaluation:
             return "There is no latent: the likelihood is exact."
         return f"{self._judgement()} ({', '.join(self._evidence())})."
 
+    @property
+    def used(self) -> bool | None:
+        """Whether the latent says something about the data; None: there is none, or it was not measured."""
+        if not self.sites:
+            return None
+        if self.kl < 0.1 or self.active_units == 0:
+            return False
+        return None if self.mi is None else self.mi >= 0.1 * min(self.kl, self.mi_ceiling or self.kl)
+
     def _judgement(self) -> str:
         if self.kl < 0.1:
             return "The latent is not used: the posterior has collapsed onto the prior"
         if self.active_units == 0:
             return "The latent is not used: the posterior's mean hardly varies with the data"
-        if self.mi is None:
+        if self.used is None:
             return "The posterior differs from the prior; how much it says about the data was not measured"
-        if self.mi < 0.1 * min(self.kl, self.mi_ceiling or self.kl):
+        if not self.used:
             return "The posterior differs from the prior but says next to nothing about the data"
         used = "The latent is used"
         if self.mi_ceiling is not None and self.mi > 0.95 * self.mi_ceiling:

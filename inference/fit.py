@@ -17,7 +17,7 @@ from ..engines import load as load_engine
 from ..engines.memory import keep_freed_memory
 from ..engines.protocol import Control, Info, Program, State
 from ..guides import Pair
-from ..models.errors import BadInput, FailedRun
+from ..models.errors import BadInput, FailedRun, Interrupted
 from .datasets import Dataset
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
@@ -27,10 +27,6 @@ from .resolve import resolve
 from .run import EVALUATION_ROWS, Run, dataset_of, program_of
 
 LOG_EVERY = 50
-
-
-class Interrupted(Exception):
-    """Ctrl-C or a termination signal, after the checkpoint was written."""
 
 
 @dataclass

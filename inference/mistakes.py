@@ -54,7 +54,7 @@ def _place(spec: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str],
         path.append(str(part))
         field = owner.model_fields.get(str(part)) if owner else None
         if field is not None:
-            owners = list(_models(field.annotation))
+            owners = list(models_in(field.annotation))
             owner, last = (owners[0] if len(owners) == 1 else None), owner
         else:
             last = owner
@@ -66,8 +66,9 @@ def _kind(spec: type[BaseModel]) -> str | None:
     return field.default if field else None
 
 
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    """The spec classes an annotation admits."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models(part)
+        yield from models_in(part)

@@ -36,7 +36,7 @@ class Optimiser(Spec):
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     schedule: NumberOrSchedule = Constant()
-    clip: PositiveFloat = Field(5.0, description="inf: no clipping")
+    clip: PositiveFloat = Field(default=5.0, description="inf: no clipping")
     betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -47,7 +47,7 @@ class Plateau(Spec):
     """Multiply the learning rate by `factor` and go back to the best weights after `patience` epochs without a better
     validation objective, not before epoch `first_epoch`; stop after `decays` (He et al. 2019: 0.5, 2, 15, 5)."""
 
-    factor: PositiveFloat = Field(0.5, lt=1)
+    factor: PositiveFloat = Field(default=0.5, lt=1)
     patience: PositiveInt = 2
     first_epoch: NonNegativeInt = 15
     decays: PositiveInt = 5
@@ -57,20 +57,20 @@ class Fit(Spec):
     """The `[fit]` table."""
 
     epochs: PositiveInt = 20
-    max_steps: PositiveInt | None = Field(None, description="stop after so many steps, whatever the epochs")
+    max_steps: PositiveInt | None = Field(default=None, description="stop after so many steps, whatever the epochs")
     batch_size: PositiveInt = 32
-    accumulate: PositiveInt = Field(1, description="batches per update (gradient accumulation)")
+    accumulate: PositiveInt = Field(default=1, description="batches per update (gradient accumulation)")
     optimiser: Optimiser = Optimiser()
-    guide_optimiser: Optimiser | None = Field(None, description="for the guide's side; its clip is not read")
-    word_dropout: NonNegativeFloat = Field(0.0, le=1, description="share of the decoder's input words hidden, in training")
-    select: Literal["best", "last"] = Field("best", description="weights kept: best validation objective, or the last")
-    early_stopping: PositiveInt | None = Field(None, description="stop after so many epochs without a better one")
+    guide_optimiser: Optimiser | None = Field(default=None, description="for the guide's side; its clip is not read")
+    word_dropout: NonNegativeFloat = Field(default=0.0, le=1, description="share of the decoder's input words hidden, in training")
+    select: Literal["best", "last"] = Field(default="best", description="weights kept: best validation objective, or the last")
+    early_stopping: PositiveInt | None = Field(default=None, description="stop after so many epochs without a better one")
     plateau: Plateau | None = None
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="bfloat16: operands of the large products only"
+        default="float32", description="bfloat16: operands of the large products only"
     )
-    checkpoint_seconds: PositiveFloat = Field(60.0, description="at least this often, and at every epoch")
+    checkpoint_seconds: PositiveFloat = Field(default=60.0, description="at least this often, and at every epoch")
 
 
 class Recipe(Spec):

@@ -27,7 +27,7 @@ class Linear(Spec):
     start: NonNegativeFloat = 0.0
     stop: NonNegativeFloat = 1.0
     steps: PositiveInt = Field(description="steps of the ramp")
-    wait: NonNegativeInt = Field(0, description="steps at `start` before the ramp")
+    wait: NonNegativeInt = Field(default=0, description="steps at `start` before the ramp")
 
     def at(self, step: int) -> float:
         done = min(max(step - self.wait, 0) / self.steps, 1.0)
@@ -38,8 +38,8 @@ class Logistic(Spec):
     """stop / (1 + exp(−rate (step − midpoint))) (Bowman et al. 2016, figure 2)."""
 
     kind: Literal["logistic"] = "logistic"
-    midpoint: PositiveInt = Field(2500, description="x0, the step at half height")
-    rate: PositiveFloat = Field(0.0025, description="k, per step")
+    midpoint: PositiveInt = Field(default=2500, description="x0, the step at half height")
+    rate: PositiveFloat = Field(default=0.0025, description="k, per step")
     stop: NonNegativeFloat = 1.0
 
     def at(self, step: int) -> float:
@@ -56,7 +56,7 @@ class Cyclical(Spec):
     kind: Literal["cyclical"] = "cyclical"
     steps: PositiveInt = Field(description="steps of all cycles together")
     cycles: PositiveInt = 4
-    ratio: PositiveFloat = Field(0.5, le=1, description="share of a cycle that rises")
+    ratio: PositiveFloat = Field(default=0.5, le=1, description="share of a cycle that rises")
     start: NonNegativeFloat = 0.0
     stop: NonNegativeFloat = 1.0
 

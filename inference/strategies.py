@@ -13,7 +13,7 @@ class DecodingStrategy(Spec):
     """What all strategies share. The padding and the begin mark are never emitted, whatever the strategy."""
 
     kind: str
-    allow_unknown: bool = Field(True, description="whether unk may be emitted")
+    allow_unknown: bool = Field(default=True, description="whether unk may be emitted")
 
 
 class Greedy(DecodingStrategy):
@@ -28,10 +28,10 @@ class Sample(DecodingStrategy):
     2020)."""
 
     kind: Literal["sample"] = "sample"
-    temperature: PositiveFloat = Field(1.0, description="1: the model's own distribution; towards 0: greedy")
-    top_k: PositiveInt | None = Field(None, description="only so many words; None: all")
+    temperature: PositiveFloat = Field(default=1.0, description="1: the model's own distribution; towards 0: greedy")
+    top_k: PositiveInt | None = Field(default=None, description="only so many words; None: all")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="only a set of words of this probability; None: all"
+        default=None, gt=0, le=1, description="only a set of words of this probability; None: all"
     )
 
 
@@ -40,9 +40,9 @@ class Beam(DecodingStrategy):
     words and end mark (Wu et al. 2016, equation 14)."""
 
     kind: Literal["beam"] = "beam"
-    width: PositiveInt = Field(5, description="K, prefixes kept at every step")
+    width: PositiveInt = Field(default=5, description="K, prefixes kept at every step")
     length_penalty: NonNegativeFloat = Field(
-        0.0, description="0: plain log-probability; more favours long sentences"
+        default=0.0, description="0: plain log-probability; more favours long sentences"
     )
 
 

@@ -62,11 +62,13 @@ def reconstruct(
         BadInput: the run's data are arrays, or it has no latent; a sentence without a word.
     """
     _refuse_without_latent(run, "reconstruct")
+    strategy = strategy or Greedy()
     if sentences is None:
-        chosen = getattr(run.corpus, split)
-        sentences = [chosen.text(i) for i in range(len(chosen) if count is None else min(count, len(chosen)))]
-    strategy, sentences = strategy or Greedy(), list(sentences)
-    ids, unknown = encoded(run, sentences)
+        chosen = _of_split(run, split)
+        places = range(len(chosen) if count is None else min(count, len(chosen)))
+        ids, unknown, sentences = [chosen[i].tolist() for i in places], [], [chosen.text(i) for i in places]
+    else:
+        ids, unknown = encoded(run, sentences)
     found = _decoded(
         run,
         latents_of(run, ids, latent, seed),
@@ -77,7 +79,7 @@ def reconstruct(
     seen, texts = [run.tokeniser.decode(one) for one in ids], _texts(run, found)
     bleu, signature = corpus_bleu(texts, seen)
     return Reconstructions(
-        sentences=sentences,
+        sentences=list(sentences),
         seen=seen,
         reconstructions=texts,
         scores=found.scores.tolist(),
@@ -151,6 +153,12 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
         unknown |= dict.fromkeys(word for word in read if _is_unknown(word, run.tokeniser))
         ids.append(run.tokeniser.encode(" ".join(read)))
     return ids, list(unknown)
+
+
+def _of_split(run: Any, split: str) -> Sentences:
+    if split not in ("train", "valid", "test"):
+        raise BadInput(f"there is no split {split!r}: choose one of train, valid, test")
+    return getattr(run.corpus, split)
 
 
 def _as_known(word: str, tokeniser: Tokeniser) -> str:

@@ -21,12 +21,12 @@ class RecurrentDecoder(Spec):
     """What the LSTM and the GRU decoder share. Sizes from the surroundings: `vocabulary` V, `latent` Z (0: none)."""
 
     kind: str
-    embedding: PositiveInt = Field(256, description="E, width of the word embeddings")
-    hidden: PositiveInt = Field(256, description="H, width of the recurrent state")
-    dropout: NonNegativeFloat = Field(0.5, lt=1, description="on input embeddings and on outputs, in training only")
-    tie_embeddings: bool = Field(False, description="W_o is the embedding matrix; needs embedding = hidden")
-    initial_scale: PositiveFloat = Field(0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
-    embedding_scale: PositiveFloat = Field(0.1, description="embeddings start uniform in ± this")
+    embedding: PositiveInt = Field(default=256, description="E, width of the word embeddings")
+    hidden: PositiveInt = Field(default=256, description="H, width of the recurrent state")
+    dropout: NonNegativeFloat = Field(default=0.5, lt=1, description="on input embeddings and on outputs, in training only")
+    tie_embeddings: bool = Field(default=False, description="W_o is the embedding matrix; needs embedding = hidden")
+    initial_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
+    embedding_scale: PositiveFloat = Field(default=0.1, description="embeddings start uniform in ± this")
 
     @model_validator(mode="after")
     def _tied_widths_agree(self) -> RecurrentDecoder:
@@ -45,10 +45,14 @@ class RecurrentDecoder(Spec):
 
 
 class LSTMDecoder(RecurrentDecoder):
+    """The long short-term memory of Hochreiter & Schmidhuber 1997."""
+
     kind: Literal["lstm"] = "lstm"
 
 
 class GRUDecoder(RecurrentDecoder):
+    """The gated recurrent unit of Cho et al. 2014."""
+
     kind: Literal["gru"] = "gru"
 
 

@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, as the command line reports them."""
+"""The ways a run can end early, as the command line reports them."""
 
 
 class BadInput(ValueError):
@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class FailedRun(RuntimeError):
     """The input was fine but the run could not go on (NaN, disk full): one sentence. Exit status 1."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C or a termination signal, after the checkpoint was written. Exit status 130."""

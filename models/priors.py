@@ -13,7 +13,7 @@ class StandardNormal(Spec):
     """p(z) = N(0, I), event shape (dim,)."""
 
     kind: Literal["standard_normal"] = "standard_normal"
-    dim: PositiveInt = Field(32, description="Z, dimensions of the latent")
+    dim: PositiveInt = Field(default=32, description="Z, dimensions of the latent")
 
 
 Prior = StandardNormal

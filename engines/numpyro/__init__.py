@@ -1,6 +1,6 @@
 """The suite on NumPyro."""
 
-from .engine import NumPyroProgram as Program
+from .engine import Program
 from .objective import Loss
 from .ppl import PPL
 

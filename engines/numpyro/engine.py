@@ -27,7 +27,7 @@ class State(NamedTuple):
     optimisers: dict[str, Any]
 
 
-class NumPyroProgram(Judging):
+class Program(Judging):
     """`engines.protocol.Program` on NumPyro: pure functions of the parameters, compiled once a shape."""
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:

@@ -18,7 +18,7 @@ from ...models.spec import Network
 from ..protocol import Batch, Posterior, Settings
 from ..terms import Terms
 from . import objective
-from .programs import Parameters, Program, Realised, key
+from .programs import Function, Parameters, Realised, key
 
 
 class Judging(Realised):
@@ -103,21 +103,23 @@ class Judging(Realised):
         """Latents (S, B, …) and log q (S, B) from one pass of the guide."""
         _, guide = self.programs(parameters, training=False)
 
-        def one(key: Array, program: Program) -> tuple[dict[str, Array], Array]:
-            trace = handlers.trace(handlers.seed(program, key)).get_trace(arrays)
+        def one(key: Array, program: Function) -> tuple[dict[str, Array], Array]:
+            _, guide_key = jax.random.split(key)  # as in objective.traces: one seed, the same latents
+            trace = handlers.trace(handlers.seed(program, guide_key)).get_trace(arrays)
             return {name: site["value"] for name, site in objective.sites(trace).items()}, self._log_prob(trace)
 
         if self.broadcasts:
             values, log_q = one(key, objective.plated(guide, particles))
         else:
-            values, log_q = jax.vmap(partial(one, program=guide))(jax.random.split(key, particles))
+            keys = key[None] if particles == 1 else jax.random.split(key, particles)
+            values, log_q = jax.vmap(partial(one, program=guide))(keys)
         return values, jnp.broadcast_to(log_q, (particles, arrays["weight"].shape[0]))
 
     def _traced_log_joint(self, parameters: Parameters, arrays: Any, latents: dict[str, Array]) -> Array:
         model, _ = self.programs(parameters, training=False)
         count = len(next(iter(latents.values())))
 
-        def one(latents: dict[str, Array], program: Program) -> Array:
+        def one(latents: dict[str, Array], program: Function) -> Array:
             fixed = handlers.condition(handlers.seed(program, jax.random.key(0)), data=latents)
             return self._log_prob(handlers.trace(fixed).get_trace(arrays))
 

@@ -23,7 +23,7 @@ from . import networks, objective
 from .ppl import PPL
 
 Parameters = dict[str, Array]
-Program = Callable[[Any], None]
+Function = Callable[[Any], None]
 
 
 class Realised:
@@ -38,7 +38,7 @@ class Realised:
         self.side: dict[str, str] = {}
         self.broadcasts = False
 
-    def programs(self, parameters: Parameters, *, training: bool) -> tuple[Program, Program]:
+    def programs(self, parameters: Parameters, *, training: bool) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays, with these parameters."""
         pair, size = self.pair, self.settings.data_size
         model, guide = pair.model, pair.guide or _nothing

@@ -1,6 +1,6 @@
 """The suite on Pyro."""
 
-from .engine import PyroProgram as Program
+from .engine import Program
 from .objective import Loss
 from .ppl import PPL
 

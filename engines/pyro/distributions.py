@@ -2,17 +2,18 @@
 
     log p(x | h) = Σ_{t ≤ length} log softmax(W h_t)[x_t]
 
-Projection, log-softmax and gather are one operation that walks over tiles of rows, so that its memory does not grow
-with batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for an upstream
-gradient of one; the backward pass scales them when the upstream gradient is the same for all counted rows (as under
-the ELBO), and otherwise forms the weight's gradient again, tile by tile.
+Projection, log-softmax and gather are one operation that walks over tiles of rows, so that its memory does
+not grow with batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for
+an upstream gradient of one; the backward pass scales them when the upstream gradient is the same for all
+counted rows (as under the ELBO), and otherwise forms the weight's gradient again, tile by tile: exact either
+way.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -44,27 +45,39 @@ def token_log_prob(
         per_token = _TokenLogProb.apply(picked, weight, targets, precision)
     else:
         with products_in(precision):
-            per_token = _walk(picked, weight, targets)
+            per_token = _log_prob(picked, weight, targets)
     scattered = per_token.new_zeros(counted.numel()).index_copy(0, rows, per_token)
     return scattered.view(*batch, steps).sum(-1)
 
 
-class _Tiles(threading.local):
-    """One tile of logits per thread, kept from call to call; nothing outside a call ever refers to it."""
+class _Tiles:
+    """Room for one tile, kept from call to call: whoever takes it owns it until it is given back."""
 
     def __init__(self) -> None:
-        self.kept: dict[torch.dtype, Tensor] = {}
+        self.free: dict[torch.dtype, Tensor] = {}
 
     def take(self, like: Tensor, rows: int, columns: int) -> Tensor:
         if like.device.type != "cpu":  # CUDA's allocator keeps freed blocks itself
             return like.new_empty(rows, columns)
-        kept = self.kept.get(like.dtype)
-        if kept is None or kept.numel() < rows * columns:
-            kept = self.kept[like.dtype] = like.new_empty(rows * columns)
-        return kept[: rows * columns].view(rows, columns)
+        room = self.free.pop(like.dtype, None)
+        if room is None or room.numel() < rows * columns:
+            room = like.new_empty(rows * columns)
+        return room[: rows * columns].view(rows, columns)
+
+    def give_back(self, tile: Tensor) -> None:
+        if tile.device.type == "cpu":
+            self.free[tile.dtype] = tile.new_empty(0).set_(tile.untyped_storage())
 
 
 _tiles = _Tiles()
+
+
+class _Part(NamedTuple):
+    """One tile once its exponentials are there: rows `part`, exp(W h − shift) and its sums."""
+
+    part: slice
+    exponentials: Tensor
+    total: Tensor
 
 
 def _tile_rows(rows: int, vocabulary: int) -> int:
@@ -73,98 +86,112 @@ def _tile_rows(rows: int, vocabulary: int) -> int:
     return max(1, math.ceil(rows / tiles))
 
 
-def _exponentials(states: Tensor, weight: Tensor, tile: Tensor) -> tuple[Tensor, Tensor | float, Tensor]:
-    """exp(W h − shift) in `tile`, the shift per row, and the sums per row (R,).
+def _exponentials(states: Tensor, weight: Tensor, tile: Tensor) -> tuple[Tensor | float, Tensor]:
+    """Fills `tile` with exp(W h − shift); the shift per row, and the sums per row (R,).
 
     The shift is 0 unless that loses precision: one pass less over the tile.
     """
     logits = torch.mm(states, weight.t(), out=tile)
     if logits.device.type == "cpu":
         total = logits.exp_().sum(-1)
-        if total.numel() == 0 or (total.max() < SAFE and total.min() > 1 / SAFE):
-            return tile, 0.0, total
-        logits = torch.mm(states, weight.t(), out=tile)
+        if total.max() < SAFE and total.min() > 1 / SAFE:
+            return 0.0, total
+        torch.mm(states, weight.t(), out=tile)
     shift = logits.amax(-1)
-    total = logits.sub_(shift.unsqueeze(-1)).exp_().sum(-1)
-    return tile, shift, total
+    return shift, logits.sub_(shift.unsqueeze(-1)).exp_().sum(-1)
 
 
-def _walk(
-    states: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    upstream: Tensor | None = None,
-    dstates: Tensor | None = None,
-    dweight: Tensor | None = None,
-) -> Tensor:
-    """log softmax(W h)[x] per row (N,), tile by tile; fills the gradients that are given.
-
-    `dweight` is for the given upstream gradient (N,), or one; `dstates` is for one.
-    """
-    result = states.new_empty(len(states))
-    size = _tile_rows(len(states), len(weight))
-    buffer = _tiles.take(states, min(size, len(states)), len(weight))
-    for first in range(0, len(states), size):
-        part = slice(first, first + size)
+def _walk(states: Tensor, weight: Tensor, targets: Tensor, tile: Tensor, result: Tensor) -> Iterator[_Part]:
+    """Fills `result` (N,) with log softmax(W h)[x], tile by tile; each holds until the next is asked for."""
+    for first in range(0, len(states), len(tile)):
+        part = slice(first, first + len(tile))
         h = states[part]
-        own = weight.index_select(0, targets[part])
-        exponentials, shift, total = _exponentials(h, weight, buffer[: len(h)])
-        result[part] = (h * own).sum(-1) - shift - total.log()
-        if dstates is not None:
-            torch.mm(exponentials, weight, out=dstates[part]).div_(-total.unsqueeze(-1)).add_(own)
-        if dweight is not None:
-            scaled = h / total.unsqueeze(-1) if upstream is None else h * (upstream[part] / total).unsqueeze(-1)
-            dweight.addmm_(exponentials.t(), scaled, beta=float(first > 0), alpha=-1)
-    if dweight is not None:
-        dweight.index_add_(0, targets, states if upstream is None else states * upstream.unsqueeze(-1))
+        exponentials = tile[: len(h)]
+        shift, total = _exponentials(h, weight, exponentials)
+        result[part] = (h * weight.index_select(0, targets[part])).sum(-1) - shift - total.log()
+        yield _Part(part, exponentials, total)
+
+
+def _log_prob(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Where no gradient is wanted."""
+    tile = _tiles.take(states, _tile_rows(len(states), len(weight)), len(weight))
+    result = states.new_empty(len(states))
+    for _ in _walk(states, weight, targets, tile, result):
+        pass
+    _tiles.give_back(tile)
     return result
 
 
+def _add_softmax(dweight: Tensor, at: _Part, states: Tensor, upstream: Tensor | float, before: Any) -> None:
+    """dweight ← before · dweight − Σ_rows upstream · softmax ⊗ h, over the rows of one tile."""
+    scale = (upstream[at.part] if isinstance(upstream, Tensor) else upstream) / at.total
+    dweight.addmm_(at.exponentials.t(), states[at.part] * scale.unsqueeze(-1), beta=before, alpha=-1)
+
+
 class _TokenLogProb(torch.autograd.Function):
-    """(N, H), (V, H), (N,) to log-probabilities (N,)."""
+    """(N, H), (V, H), (N,) to log-probabilities (N,).
+
+    The last tile stays until the backward pass, so that the scale of the others' gradient costs no pass of
+    its own.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, precision: str) -> Tensor:
-        wanted = ctx.needs_input_grad
-        ctx.dstates = torch.empty_like(states) if wanted[0] else None
-        ctx.dweight = _gradient_like(weight, len(states)) if wanted[1] else None
-        ctx.save_for_backward(states, weight, targets)
         ctx.precision = precision
+        ctx.dstates = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        ctx.dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(states, weight, targets)
+        tile = _tiles.take(states, _tile_rows(len(states), len(weight)), len(weight))
+        result = states.new_empty(len(states))
+        ctx.last = before = None
         with products_in(precision):
-            return _walk(states, weight, targets, None, ctx.dstates, ctx.dweight)
+            for at in _walk(states, weight, targets, tile, result):
+                if ctx.dstates is not None:
+                    mean = torch.mm(at.exponentials, weight, out=ctx.dstates[at.part]).div_(
+                        at.total.unsqueeze(-1)
+                    )
+                    torch.sub(weight.index_select(0, targets[at.part]), mean, out=mean)
+                if ctx.dweight is not None and at.part.stop < len(states):
+                    _add_softmax(ctx.dweight, at, states, 1.0, float(at.part.start > 0))
+                ctx.last = at
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        states, weight, targets = ctx.saved_tensors
-        dstates = dweight = None
-        if ctx.needs_input_grad[0]:
-            dstates = ctx.dstates * upstream.unsqueeze(-1)
+        dstates = ctx.dstates * upstream.unsqueeze(-1) if ctx.needs_input_grad[0] else None
+        dweight = None
         if ctx.needs_input_grad[1]:
-            dweight, ctx.dweight = ctx.dweight, None
-            if dweight is not None and len(upstream) and bool((upstream == upstream[0]).all()):
-                dweight = dweight.mul_(upstream[0])
-            else:
-                dweight = _gradient_like(weight, len(states))
-                with products_in(ctx.precision):
-                    _walk(states, weight, targets, upstream, None, dweight)
+            with products_in(ctx.precision):
+                dweight = _weight_gradient(ctx, upstream)
         return dstates, dweight, None, None
 
 
-def _gradient_like(weight: Tensor, rows: int) -> Tensor:
-    """Room for the gradient; the first tile overwrites it, if there is one."""
-    return torch.empty_like(weight) if rows else torch.zeros_like(weight)
+def _weight_gradient(ctx: Any, upstream: Tensor) -> Tensor:
+    """∂/∂W for any upstream gradient (N,): by scaling what the forward pass left, or else from the start."""
+    states, weight, targets = ctx.saved_tensors
+    dweight, ctx.dweight = ctx.dweight, None
+    last, ctx.last = ctx.last, None
+    one_tile = last is not None and last.part.start == 0
+    if dweight is not None and last is not None and (one_tile or bool((upstream == upstream[0]).all())):
+        _add_softmax(dweight, last, states, upstream, 0.0 if one_tile else upstream[0].item())
+        _tiles.give_back(last.exponentials)
+    else:
+        dweight = torch.zeros_like(weight)
+        tile = _tiles.take(states, _tile_rows(len(states), len(weight)), len(weight))
+        for at in _walk(states, weight, targets, tile, torch.empty_like(upstream)):
+            _add_softmax(dweight, at, states, upstream, 1.0)
+        _tiles.give_back(tile)
+    return dweight.index_add_(0, targets, states * upstream.unsqueeze(-1))
 
 
 class TokenSequence(TorchDistribution):
     """A sentence given the states of its decoder: event shape (T,), batch shape that of the states.
 
     Args:
-        states: (…, T, H), after dropout.
-        weight: (V, H), the vocabulary projection.
-        lengths: predicted tokens of each row, eos included; broadcastable to the batch shape. The rest is padding.
-        decoder, z: what `sample` decodes from; z (…, Z) or None.
-        precision: of the vocabulary products.
+        states: (…, T, H), after dropout. weight: (V, H), the vocabulary projection. lengths: predicted tokens
+        of each row, eos included; broadcastable to the batch shape. The rest is padding. decoder, z: what
+        `sample` decodes from; z (…, Z) or None. precision: of the vocabulary products.
 
     Ids are 0 pad, 1 bos, 2 eos. Tokens are not checked against the vocabulary; shapes are.
     """
@@ -208,7 +235,9 @@ class TokenSequence(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """(…, T) to (…), in nats per sentence."""
         if value.shape[-1:] != self.event_shape:
-            raise BadInput(f"sentences of shape {tuple(value.shape)} do not end in T = {self.event_shape[0]} tokens")
+            raise BadInput(
+                f"sentences of shape {tuple(value.shape)} do not end in T = {self.event_shape[0]} tokens"
+            )
         try:
             rows = torch.broadcast_shapes(self.states.shape[:-2], value.shape[:-1])
             batch = torch.broadcast_shapes(self.batch_shape, rows)
@@ -224,7 +253,9 @@ class TokenSequence(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Ancestral samples, sample_shape + batch_shape + (T,): ids, pad after eos."""
         if self.decoder is None:
-            raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
+            raise BadInput(
+                "this TokenSequence was built without its decoder: it scores sentences, it cannot draw them"
+            )
         shape = torch.Size(sample_shape) + self.batch_shape
         rows = shape.numel()
         z = None if self.z is None else self.z.expand(*shape, self.z.shape[-1]).reshape(rows, -1)

@@ -1,7 +1,8 @@
 """Dropout whose noise costs a fifth of `torch.nn.functional.dropout`'s on a processor.
 
-There the generator is serial and the larger part of the time. One draw of 64 random bits decides four elements, each
-by 16 bits; the scale belongs to the rate so rounded (by at most 2⁻¹⁷), so that the expectation is exact.
+There the generator is serial and the larger part of the time. One draw of 64 random bits decides four
+elements, each by 16 bits; the scale belongs to the rate so rounded (by at most 2⁻¹⁷), so that the expectation
+is exact.
 """
 
 from __future__ import annotations

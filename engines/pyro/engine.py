@@ -25,7 +25,7 @@ class State:
     optimisers: dict[str, Optimizer]
 
 
-class PyroProgram(Judging):
+class Program(Judging):
     """`engines.protocol.Program` on Pyro."""
 
     compilations = 0

@@ -18,7 +18,7 @@ from ..seeds import derive
 from ..terms import Terms
 from . import objective
 from .ppl import base_name
-from .programs import Program, Realised
+from .programs import Function, Realised
 
 
 class Judging(Realised):
@@ -102,7 +102,7 @@ class Judging(Realised):
     def _decoder(self) -> Any:
         return self.networks["decoder"].eval()
 
-    def _plated_trace(self, program: Program, arrays: Any, particles: int) -> Any:
+    def _plated_trace(self, program: Function, arrays: Any, particles: int) -> Any:
         plated = pyro.plate(objective.PARTICLES, particles, dim=-2)(program)
         return poutine.trace(plated).get_trace(arrays)
 

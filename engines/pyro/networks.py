@@ -21,7 +21,7 @@ from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
 from .precision import check_precision, product, products_in
-from .recurrence import gru, gru_cell, lstm, lstm_cell
+from .recurrence import LIBRARY_DEVICES, by_library, gru, gru_cell, joined, lstm, lstm_cell
 
 State = tuple[Tensor, ...]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -32,8 +32,9 @@ def realise(
 ) -> Any:
     """The torch module for `network`, started at `weights`; a framework module in it is returned as it is.
 
-    `dtype` stores the weights; with `precision` "bfloat16" the large products round their operands to bfloat16 and
-    accumulate in float32. Raises `BadInput` for a weight that is missing, unknown or of another shape.
+    `dtype` stores the weights; with `precision` "bfloat16" the large products round their operands to
+    bfloat16 and accumulate in float32. Raises `BadInput` for a weight that is missing, unknown or of another
+    shape.
     """
     if not network.declared:
         return network.spec
@@ -51,7 +52,9 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
     for name in wanted.keys() | given.keys():
         if wanted.get(name) != given.get(name):
             kind = network.spec.kind
-            raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
+            raise BadInput(
+                f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}"
+            )
     return weights
 
 
@@ -79,27 +82,42 @@ class StandardNormal(Realised):
 
 
 class Recurrent(Realised):
-    """One recurrent layer over embedded tokens."""
+    """One recurrent layer over embedded tokens, which may read a latent z (S, B, Z) at every step."""
 
-    @property
-    def _hidden(self) -> int:
-        return self.spec.hidden
-
-    def _projected(self, tokens: Tensor, dropout: float = 0.0) -> Tensor:
-        """What the tokens (B, T) add to the gates, time-major: (T, B, gates·H)."""
+    def _run(self, tokens: Tensor, z: Tensor | None, shape: tuple[int, int], dropout: float = 0.0) -> Tensor:
+        """States (T, S, B, H) after each of `tokens` (B, T); `shape` is (S, B)."""
         embedded = dropped(F.embedding(tokens.t(), self.embedding), dropout if self.training else 0.0)
-        return product(embedded, self._input_weights()[0], self.precision)
+        initial = self._initial(z, shape)
+        if embedded.device.type in LIBRARY_DEVICES:
+            return by_library(self.spec.kind, joined(embedded, z, shape), initial, *self._cell_weights())
+        projected = product(embedded, self._input_weights()[0], self.precision)
+        constant = self._constant(z, shape)
+        if self.spec.kind == "lstm":
+            return lstm(projected, constant, *initial, self.weight_hh, self.precision)
+        return gru(projected, constant, *initial, self.weight_hh, self.bias_hh, self.precision)
+
+    def _initial(self, z: Tensor | None, shape: tuple[int, int]) -> State:
+        """h_0 and, for an LSTM, c_0, each (S, B, H)."""
+        states = 2 if self.spec.kind == "lstm" else 1
+        if z is None:
+            return (self.weight_hh.new_zeros(*shape, self.spec.hidden),) * states
+        start = F.linear(z, self.initial)
+        return (start.tanh(), start)[:states]
+
+    def _constant(self, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
+        """What z and the bias add to the gates of every step (S, B, gates·H)."""
+        if z is None:
+            return self.bias_ih.expand(*shape, -1)
+        return F.linear(z, self._input_weights()[1], self.bias_ih)
 
     def _input_weights(self) -> tuple[Tensor, ...]:
         """The columns of `weight_ih` that read the token, and those that read z."""
         embedding = self.spec.embedding
         return self.weight_ih.split((embedding, self.weight_ih.shape[1] - embedding), 1)
 
-    def _run(self, projected: Tensor, constant: Tensor, initial: State) -> Tensor:
-        """States (T, S, B, H)."""
-        if isinstance(self.spec, decoders.LSTMDecoder | encoders.LSTMEncoder):
-            return lstm(projected, constant, *initial, self.weight_hh, self.precision)
-        return gru(projected, constant, *initial, self.weight_hh, self.bias_hh, self.precision)
+    def _cell_weights(self) -> tuple[Tensor, ...]:
+        bias = torch.zeros_like(self.bias_ih) if self.spec.kind == "lstm" else self.bias_hh
+        return self.weight_ih, self.weight_hh, self.bias_ih, bias
 
 
 class RecurrentDecoder(Recurrent):
@@ -107,46 +125,38 @@ class RecurrentDecoder(Recurrent):
 
     def forward(self, z: Tensor | None, inputs: Tensor, lengths: Tensor) -> TokenSequence:
         """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
-        states = self.states(z, inputs)
-        return TokenSequence(
-            dropped(states, self.spec.dropout if self.training else 0.0),
-            self.output_weight,
-            lengths,
-            decoder=self,
-            z=z,
-            precision=self.precision,
-        )
+        states = dropped(self.states(z, inputs), self.spec.dropout if self.training else 0.0)
+        return TokenSequence(states, self.output_weight, lengths, decoder=self, z=z, precision=self.precision)
 
     def states(self, z: Tensor | None, inputs: Tensor) -> Tensor:
         """Teacher-forced states (B, T, H) or (S, B, T, H), before the output dropout."""
-        projected = self._projected(inputs, self.spec.dropout)
         rows = len(inputs)
-        if z is None or z.dim() == 2:
-            return self._run(projected, *self._latent(z, (1, rows))).squeeze(1).transpose(0, 1)
-        return self._run(projected, *self._latent(z, (len(z), rows))).permute(1, 2, 0, 3)
+        shape = (len(z), rows) if z is not None and z.dim() == 3 else (1, rows)
+        states = self._run(inputs, self._latent(z, shape), shape, self.spec.dropout).permute(1, 2, 0, 3)
+        return states if z is not None and z.dim() == 3 else states.squeeze(0)
 
-    def _latent(self, z: Tensor | None, shape: tuple[int, int]) -> tuple[Tensor, State]:
-        """What z adds to the gates of every step (S, B, gates·H), and the initial state."""
-        states = 2 if self.spec.kind == "lstm" else 1
-        if z is None or not self.sizes["latent"]:
-            zeros = self.weight_hh.new_zeros(*shape, self._hidden)
-            return self.bias_ih.expand(*shape, -1), (zeros,) * states
-        if z.shape[-1] != self.sizes["latent"]:
-            raise BadInput(f"the decoder reads latents of {self.sizes['latent']} dimensions, not {z.shape[-1]}")
-        z = z.expand(*shape, -1)
-        constant = F.linear(z, self._input_weights()[1], self.bias_ih)
-        start = F.linear(z, self.initial)
-        return constant, (start.tanh(), start)[:states]
+    def _latent(self, z: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+        """z as (S, B, Z)."""
+        latent = self.sizes["latent"]
+        if z is None and latent == 0:
+            return None
+        if z is None:
+            return self.weight_hh.new_zeros(*shape, latent)
+        if z.shape[-1] != latent:
+            raise BadInput(f"the decoder reads latents of {latent} dimensions, not {z.shape[-1]}")
+        return z.expand(*shape, -1)
 
     @property
     def output_weight(self) -> Tensor:
         """(V, H)."""
         return self.embedding if self.spec.tie_embeddings else self.output
 
+    @torch.no_grad()
     def start(self, z: Tensor | None, rows: int) -> State:
         """The state before the first token: h, (c,) and z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
-        constant, initial = self._latent(z, (1, rows))
-        return (*(state[0] for state in initial), constant[0])
+        shape = (1, rows)
+        z = self._latent(z, shape)
+        return tuple(part[0] for part in (*self._initial(z, shape), self._constant(z, shape)))
 
     @torch.no_grad()
     def step(self, state: State, tokens: Tensor) -> tuple[State, Tensor]:
@@ -157,9 +167,9 @@ class RecurrentDecoder(Recurrent):
             return (*after, constant), after[0] @ self.output_weight.t()
 
     def _cell(self, before: list[Tensor], constant: Tensor, embedded: Tensor) -> State:
-        projected = F.linear(embedded, self._input_weights()[0]) + constant
+        projected = F.linear(embedded, self._input_weights()[0]).add_(constant)
         if self.spec.kind == "lstm":
-            return lstm_cell(torch.addmm(projected, before[0], self.weight_hh.t()), before[1])
+            return lstm_cell(projected.addmm_(before[0], self.weight_hh.t()), before[1])
         return (gru_cell(projected, F.linear(before[0], self.weight_hh, self.bias_hh), before[0]),)
 
 
@@ -168,9 +178,7 @@ class RecurrentEncoder(Recurrent):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         rows = len(tokens)
-        zeros = self.weight_hh.new_zeros(1, rows, self._hidden)
-        initial = (zeros,) * (2 if self.spec.kind == "lstm" else 1)
-        states = self._run(self._projected(tokens), self.bias_ih.expand(1, rows, -1), initial).squeeze(1)
+        states = self._run(tokens, None, (1, rows)).squeeze(1)
         return states[(lengths - 1).clamp(min=0), torch.arange(rows, device=tokens.device)]
 
 

@@ -22,7 +22,7 @@ from . import networks, objective
 from .ppl import PPL, seeded
 
 Parameters = dict[str, Tensor]
-Program = Callable[[Any], None]
+Function = Callable[[Any], None]
 
 
 class Realised:
@@ -39,7 +39,7 @@ class Realised:
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
 
-    def programs(self) -> tuple[Program, Program]:
+    def programs(self) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays."""
         pair, size = self.pair, self.settings.data_size
         model, guide = pair.model, pair.guide or _nothing

@@ -3,14 +3,17 @@
     LSTM   i, f, o = σ(·), g = tanh(·) of  u_t + a + W h_{t-1};   c_t = f c_{t-1} + i g;   h_t = o tanh(c_t)
     GRU    r, z = σ(u_t + a + W h_{t-1} + b);   n = tanh(u_t + a + r (W h_{t-1} + b));   h_t = n + z (h_{t-1} − n)
 
-u_t is the part of the input projection that differs from step to step and is shared by the particles, a the part that
-holds for all steps; both come from one product outside the loop. The backward pass is linear in the gradients that
-flow in, with factors formed for all steps at once, so that a step is one product and a few elementwise passes.
-Shapes: u (T, B, gates·H), a (S, B, gates·H), h_0 and c_0 (S, B, H), W (gates·H, H), states (T, S, B, H).
+u_t is the part of the input projection that differs from step to step and is shared by the particles, a the
+part that holds for all steps; both come from one product outside the loop. The backward pass is linear in the
+gradients that flow in, with factors formed for all steps at once, so that a step is one product and a few
+elementwise passes. On CUDA the layer is cuDNN's, over the joined inputs: there a loop in Python waits for its
+kernels. Shapes: u (T, B, gates·H), a (S, B, gates·H), h_0 and c_0 (S, B, H), W (gates·H, H), states (T, S, B,
+H).
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -18,6 +21,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import products_in
+
+LIBRARY_DEVICES = ("cuda",)
+
+
+def joined(embedded: Tensor, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """[e_t; z]: embedded (T, B, E) and z (S, B, Z) to (T, S, B, E + Z); `shape` is (S, B)."""
+    steps = len(embedded)
+    x = embedded.unsqueeze(1).expand(steps, *shape, -1)
+    return x if z is None else torch.cat((x, z.expand(steps, *shape, -1)), -1)
+
+
+def by_library(kind: str, x: Tensor, initial: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
+    """States (T, S, B, H) of torch's own layer; `weights` are W_ih, W_hh, b_ih, b_hh."""
+    flat = x.flatten(1, 2)
+    start = tuple(state.reshape(1, flat.shape[1], -1) for state in initial)
+    # biases, layers, dropout, training, bidirectional, batch first; cuDNN differentiates in training mode only
+    options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        if kind == "lstm":
+            states = torch.lstm(flat, start, weights, *options)[0]
+        else:
+            states = torch.gru(flat, start[0], weights, *options)[0]
+    return states.unflatten(1, x.shape[1:3])
 
 
 def lstm(

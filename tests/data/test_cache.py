@@ -1,6 +1,5 @@
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -41,47 +40,47 @@ def test_a_full_disk_is_said(tmp_path):
         built(tmp_path / "made", build)
 
 
-def _hangs(folder):
-    def build(making):
-        (making / "half").write_text("x")
-        time.sleep(60)
+BUILDER = """
+import sys, time
+from pathlib import Path
+from guidebook.data.cache import built
 
-    built(folder, build)
+def build(making):
+    (making / "file").write_text("whole")
+    with Path(sys.argv[2]).open("a") as log: log.write("built\\n")
+    time.sleep(float(sys.argv[3]))
+
+print((built(Path(sys.argv[1]), build) / "file").read_text())
+"""
+
+
+def builder(folder, log, seconds):
+    """Another process that builds `folder`, taking so long."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(folder), str(log), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_killed_build_is_swept_by_the_next(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=_hangs, args=(tmp_path / "made",))
-    process.start()
-    while not (tmp_path / "made.making" / "half").exists():
-        time.sleep(0.01)
-    built(tmp_path / "other", lambda making: None)
-    assert left(tmp_path) == ["made.making", "other"]  # it still runs
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    built(tmp_path / "third", lambda making: None)
-    assert left(tmp_path) == ["other", "third"]
-
-
-def _builds(folder, log):
-    def build(making):
-        with log.open("a") as file:
-            file.write("built\n")
-        time.sleep(0.2)
-        (making / "file").write_text("whole")
-
-    assert (built(folder, build) / "file").read_text() == "whole"
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with builder(cache / "made", tmp_path / "log", 60) as process:
+        while not (tmp_path / "log").exists():
+            time.sleep(0.01)
+        built(cache / "other", lambda making: None)
+        assert left(cache) == ["made.making", "other"]  # it is still at work
+        process.kill()
+    built(cache / "third", lambda making: None)
+    assert left(cache) == ["other", "third"]
 
 
 def test_builders_at_once_build_once(tmp_path):
-    context = multiprocessing.get_context("fork")
     cache = tmp_path / "cache"
     cache.mkdir()
-    processes = [context.Process(target=_builds, args=(cache / "made", tmp_path / "log")) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    processes = [builder(cache / "made", tmp_path / "log", 0.5) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["whole\n"] * 3
     assert (tmp_path / "log").read_text() == "built\n"
 
 

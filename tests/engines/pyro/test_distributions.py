@@ -54,7 +54,14 @@ def upstreams(like):
     one = torch.zeros_like(like)
     one[..., 0] = 2.5
     mixed = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-    return torch.full_like(like, -1 / B), torch.ones_like(like), mixed, mixed.clamp(min=0), one, torch.zeros_like(like)
+    return (
+        torch.full_like(like, -1 / B),
+        torch.ones_like(like),
+        mixed,
+        mixed.clamp(min=0),
+        one,
+        torch.zeros_like(like),
+    )
 
 
 @pytest.mark.usefixtures("_tiles")
@@ -87,8 +94,14 @@ def test_live_graphs_share_nothing(case):
     first, second = (token_log_prob(states, weight, ids, lengths) for ids in (targets, others))
     with torch.no_grad():
         token_log_prob(states * 3, weight, others, lengths)
-    found = [torch.autograd.grad(x.sum(), (states, weight), retain_graph=True) for x in (second, first, second, first)]
-    wanted = [torch.autograd.grad(naive(states, weight, ids, lengths).sum(), (states, weight)) for ids in (others, targets)]
+    found = [
+        torch.autograd.grad(x.sum(), (states, weight), retain_graph=True)
+        for x in (second, first, second, first)
+    ]
+    wanted = [
+        torch.autograd.grad(naive(states, weight, ids, lengths).sum(), (states, weight))
+        for ids in (others, targets)
+    ]
     for ours, reference in zip(found, wanted * 2, strict=True):
         for one, other in zip(ours, reference, strict=True):
             torch.testing.assert_close(one, other, **CLOSE)
@@ -182,10 +195,14 @@ def test_memory_is_far_below_batch_time_vocabulary():
 
 
 def decoder_of(kind=LSTMDecoder, latent=2, vocabulary=5, scale=1.5, **fields):
-    network = Network(kind(embedding=3, hidden=4, dropout=0.0, **fields), {"vocabulary": vocabulary, "latent": latent})
+    network = Network(
+        kind(embedding=3, hidden=4, dropout=0.0, **fields), {"vocabulary": vocabulary, "latent": latent}
+    )
     rng = np.random.default_rng(3)
     layout = network.spec.layout(**network.sizes)
-    return realise(network, {n: scale * rng.standard_normal(w.shape) for n, w in layout.items()}, dtype="float64")
+    return realise(
+        network, {n: scale * rng.standard_normal(w.shape) for n, w in layout.items()}, dtype="float64"
+    )
 
 
 def sequence(decoder, z, rows, steps):
@@ -207,7 +224,9 @@ def test_shapes_and_expansion():
     assert torch.allclose(x.log_prob(many), torch.stack([x.log_prob(one) for one in many]))
     whole = x.to_event(1)
     assert whole.log_prob(value).shape == ()
-    assert torch.equal(x.mask(torch.tensor([True, False])).log_prob(value)[1], torch.zeros((), dtype=torch.float64))
+    assert torch.equal(
+        x.mask(torch.tensor([True, False])).log_prob(value)[1], torch.zeros((), dtype=torch.float64)
+    )
 
 
 def test_wrong_shapes_are_refused_in_a_sentence():
@@ -243,7 +262,13 @@ def test_samples_have_the_exact_distribution(kind, latent):
     ids = torch.tensor([s + (0,) * (steps - len(s)) for s in sentences])
     inputs = torch.cat((torch.full((len(ids), 1), distributions.BOS), ids[:, :-1]), 1)
     lengths = torch.tensor([len(s) for s in sentences])
-    exact = decoder(None if z is None else z.expand(len(ids), -1), inputs, lengths).log_prob(ids).exp().detach().numpy()
+    exact = (
+        decoder(None if z is None else z.expand(len(ids), -1), inputs, lengths)
+        .log_prob(ids)
+        .exp()
+        .detach()
+        .numpy()
+    )
     assert abs(exact.sum() - 1) < 1e-9
     torch.manual_seed(0)
     drawn = sequence(decoder, z, 1, steps).sample((count,))[:, 0]
@@ -292,13 +317,21 @@ def test_stock_svi_runs_on_it(loss, particles):
 
     def model():
         net = pyro.module("decoder", decoder)
-        with pyro.plate("sentences", 40, subsample=torch.arange(4)), pyro.poutine.mask(mask=torch.arange(4) < 3):
-            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+        with (
+            pyro.plate("sentences", 40, subsample=torch.arange(4)),
+            pyro.poutine.mask(mask=torch.arange(4) < 3),
+        ):
+            z = pyro.sample(
+                "z", pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+            )
             pyro.sample("x", net(z, inputs, lengths), obs=targets)
 
     def guide():
         loc = pyro.param("loc", torch.zeros(4, 2, dtype=torch.float64))
-        with pyro.plate("sentences", 40, subsample=torch.arange(4)), pyro.poutine.mask(mask=torch.arange(4) < 3):
+        with (
+            pyro.plate("sentences", 40, subsample=torch.arange(4)),
+            pyro.poutine.mask(mask=torch.arange(4) < 3),
+        ):
             pyro.sample("z", pyro.distributions.Normal(loc, 0.1).to_event(1))
 
     elbo = loss(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from guidebook.engines.pyro import networks
+from guidebook.engines.pyro.dropout import dropped
 from guidebook.engines.pyro.networks import realise
 from guidebook.engines.pyro.recurrence import gru, lstm
 from guidebook.guides.encoders import GRUEncoder, LSTMEncoder
@@ -240,7 +242,9 @@ def test_padding_changes_nothing(kind, data):
         code = encoder(tensor(i), tensor(LENGTHS))
         values.append(torch.cat((log_prob, code.flatten())))
         both = [*decoder.parameters(), *encoder.parameters()]
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(values[-1].square().sum(), both)]))
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(values[-1].square().sum(), both)])
+        )
     for value, gradient in zip(values[1:], gradients[1:], strict=True):
         torch.testing.assert_close(value, values[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-9, atol=1e-9)
@@ -335,11 +339,40 @@ def test_dropout_keeps_the_expectation_and_is_off_in_evaluation(data):
     call = (tensor(z[:1]).expand(4000, -1, -1), tensor(inputs), tensor(LENGTHS))
     plain = decoder.eval()(*call).states[0]
     assert torch.equal(decoder(*call).states[0], plain)
-    embedding = decoder.train()._projected(tensor(inputs), 0.0)
-    kept = decoder._run(embedding, *decoder._latent(call[0], (4000, B))).permute(1, 2, 0, 3)
-    dropped = torch.nn.functional.dropout(kept, 0.25)
-    error = dropped.std(0) / 4000**0.5
-    assert ((dropped.mean(0) - plain).abs() < 6 * error + 1e-12).all()
+    outputs = dropped(decoder.states(*call[:2]), 0.25)
+    error = outputs.std(0) / 4000**0.5
+    assert ((outputs.mean(0) - plain).abs() < 6 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_dropout_is_its_definition(rate):
+    """Each of 4 strides within 6 standard errors of the rate: a false alarm in 40 million runs."""
+    torch.manual_seed(0)
+    x = torch.full((400, 1001), 2.0, requires_grad=True)
+    y = dropped(x, rate)
+    assert set(y.unique().tolist()) <= {0.0, torch.tensor(2 / (1 - round(rate * 2**16) / 2**16)).item()}
+    for stride in range(4):
+        zero = (y.flatten()[stride::4] == 0).double()
+        assert abs(zero.mean() - rate) <= 6 * (rate * (1 - rate) / len(zero)) ** 0.5 + 2**-17
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient * 2, y)
+
+
+@kinds
+@pytest.mark.parametrize("latent", [Z, 0])
+def test_the_library_layer_that_cuda_takes_is_the_same(kind, latent, data, monkeypatch):
+    z, inputs, _ = data
+    decoder, _ = decoder_of(kind, latent)
+    z = tensor(z) if latent else None
+    found = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(networks, "LIBRARY_DEVICES", devices)
+        states = decoder.states(z, tensor(inputs))
+        probe = torch.linspace(-1, 1, states.numel(), dtype=torch.float64).view_as(states)
+        used = [p for name, p in decoder.named_parameters() if name != "output"]
+        found.append((states, *torch.autograd.grad((states * probe).sum(), used)))
+    for one, other in zip(*found, strict=True):
+        close(one, other.detach().numpy())
 
 
 def test_outputs_drop_independently_per_particle_and_inputs_once(data):
@@ -375,7 +408,11 @@ def test_prior_is_standard_normal():
 def test_mlp_is_its_equation(activation):
     network = Network(MLP(inputs=3, outputs=2, hidden=(5, 4), activation=activation))
     w = weights_of(network)
-    function = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "softplus": lambda x: np.log1p(np.exp(x))}
+    function = {
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "softplus": lambda x: np.log1p(np.exp(x)),
+    }
     x = np.random.default_rng(0).standard_normal((2, 6, 3))
     expected = x
     for layer in range(3):

@@ -1,0 +1,67 @@
+"""What there is: pairs, recipes, specs and engines, read from the code itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines import ENGINES, installed
+from ..guides import PAIRS, Encoder, Posterior
+from ..models import Decoder, Prior
+from .divergences import Divergence
+from .mistakes import models_in
+from .recipe import RECIPES
+from .schedules import Schedule
+from .strategies import Strategy
+from .tables import text_table
+
+ROLES: dict[str, Any] = {
+    "priors": Prior,
+    "posteriors": Posterior,
+    "encoders": Encoder,
+    "decoders": Decoder,
+    "divergences": Divergence,
+    "schedules": Schedule,
+    "decoding": Strategy,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Catalogue:
+    """Names of everything a recipe can name."""
+
+    pairs: dict[str, str]
+    recipes: list[str]
+    specs: dict[str, dict[str, str]]
+    engines: dict[str, bool]
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def __repr__(self) -> str:
+        parts = ["pairs", _names(self.pairs), "recipes", _names(dict.fromkeys(self.recipes, ''))]
+        for role, kinds in self.specs.items():
+            parts += [role, _names(kinds)]
+        here = [(name, "installed" if there else f"pip install 'guidebook[{name}]'") for name, there in self.engines.items()]
+        return "\n".join([*parts, "engines", _names(dict(here))])
+
+
+def catalogue() -> Catalogue:
+    here = installed()
+    return Catalogue(
+        pairs={name: _first_line(pair.model) for name, pair in PAIRS.items()},
+        recipes=sorted(path.stem for path in RECIPES.glob("*.toml")),
+        specs={
+            role: {spec.model_fields["kind"].default: _first_line(spec) for spec in models_in(annotation)}
+            for role, annotation in ROLES.items()
+        },
+        engines={name: name in here for name in ENGINES},
+    )
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+def _names(table: dict[str, str]) -> str:
+    return text_table(table.items(), right=())

@@ -1,0 +1,154 @@
+"""`diagnose`: can the posterior of this run be believed? First version: files and pictures to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from . import figures
+from .accounting import Account, Progress, account, first
+from .evaluate import evaluate_program
+from .evaluation import Evaluation
+from .export import to_arviz, write_netcdf
+from .files import write
+from .metrics import active_dimensions
+from .report import page
+from .strategies import Greedy, Sample
+from .tables import text_table
+from .text import interpolate, reconstruct, sample
+
+DRAWS, ROWS_EXPORTED, PARTICLES, EXAMPLES = 100, 500, 100, 8
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What `diagnose` found and wrote.
+
+    Attributes:
+        evaluation: the numbers, on at most as many data as were exported.
+        posterior: the exported tree. files: what was written, by name.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+    posterior: xr.DataTree
+    files: dict[str, Path]
+
+    @property
+    def verdict(self) -> str:
+        return self.evaluation.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"verdict": self.verdict, "files": files, **self.evaluation.to_dict()}
+
+    def __repr__(self) -> str:
+        files = text_table([(name, str(path)) for name, path in self.files.items()], right=())
+        return f"Diagnosis of {self.folder}\n  {self.verdict}\n{files}"
+
+    def _repr_html_(self) -> str:
+        return self.evaluation._repr_html_()
+
+
+def diagnose(
+    run: Any,
+    *,
+    split: str = "test",
+    draws: int = DRAWS,
+    max_sentences: int = ROWS_EXPORTED,
+    particles: int = PARTICLES,
+    seed: int = 0,
+    rows: int = 2048,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Writes `posterior.nc`, `figures/*.png` and `report.html` into the run folder.
+
+    The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` and
+    `particles` particles in the bound: what `evaluate` says of the whole split is better.
+    """
+    batches = first(run.batches(split), max_sentences)
+    program, state, pair = run.program, run.state, run.pair
+    about = {"pair": pair.name, "engine": run.recipe.engine, "split": split, "seed": seed}
+    evaluation = evaluate_program(
+        program,
+        state,
+        batches,
+        particles=particles,
+        rows=rows,
+        seed=seed,
+        text=pair.text,
+        unit=run.tokeniser.unit if pair.text else None,
+        about=about,
+    )
+    tree = to_arviz(
+        program,
+        state,
+        batches,
+        draws=draws if evaluation.sites else 1,
+        plate=pair.plate,
+        sites=pair.sites,
+        text=pair.text,
+        rows=rows,
+        seed=seed,
+        attributes=about,
+        progress=progress,
+    )
+    found = account(program, state, batches, seed=seed)
+    pictures = _pictures(run, found, tree)
+    html = page(run.folder.name, evaluation, pictures, _texts(run, split, seed), run.recipe.to_toml())
+    return Diagnosis(run.folder, evaluation, tree, _written(run.folder, tree, pictures, html))
+
+
+def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
+    """What can be drawn of this run: a curve needs a history, the latent a diagonal normal."""
+    pictures = {}
+    train = run.history("train")
+    if len(train) > 1:
+        pictures["training"] = figures.png(figures.training(train, run.history("valid")))
+    split = {site: found.kl_per_dimension(site) for site in found.kl if site in found.posterior}
+    drawn = [
+        site for site, kl in split.items() if kl is not None and found.posterior[site].family == "normal"
+    ]
+    if drawn:
+        kl = np.concatenate([np.asarray(split[site]) for site in drawn])
+        loc, scale = (np.concatenate([found.posterior[site][i] for site in drawn], -1) for i in (1, 2))
+        z = np.concatenate([_first_draw(tree, site, len(found.rows)) for site in drawn], -1)
+        pictures["kl_per_dimension"] = figures.png(
+            figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist())
+        )
+        pictures["latent"] = figures.png(figures.latent(z, loc, scale, kl.tolist()))
+    return pictures
+
+
+def _first_draw(tree: xr.DataTree, site: str, rows: int) -> np.ndarray:
+    return np.asarray(tree["posterior"][site].values[0]).reshape(rows, -1)
+
+
+def _texts(run: Any, split: str, seed: int) -> list[Any]:
+    if not run.pair.text:
+        return []
+    if run.pair.guide is None:
+        return [sample(run, EXAMPLES, strategy=Sample(), seed=seed)]
+    back = reconstruct(run, split=split, count=EXAMPLES, seed=seed)
+    ends = back.sentences[0], back.sentences[min(1, len(back.sentences) - 1)]
+    return [
+        back,
+        interpolate(run, *ends, seed=seed),
+        sample(run, EXAMPLES, strategy=Greedy(), seed=seed),
+    ]
+
+
+def _written(folder: Path, tree: xr.DataTree, pictures: dict[str, bytes], html: str) -> dict[str, Path]:
+    files = {"posterior": folder / "posterior.nc"}
+    write_netcdf(tree, files["posterior"])
+    for name, png in pictures.items():
+        files[name] = folder / "figures" / f"{name}.png"
+        write(files[name], png)
+    files["report"] = folder / "report.html"
+    write(files["report"], html.encode())
+    return files

@@ -1,0 +1,137 @@
+"""The pictures of a diagnosis: Matplotlib `Figure`s without pyplot: no global state or style is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, told apart by all readers.
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#333333"
+DPI = 144
+
+
+def training(train: pd.DataFrame, valid: pd.DataFrame) -> Figure:
+    """Objective and −ELBO, reconstruction, KL with its weight, over the steps.
+
+    Lines are the training data with dropout and, where the recipe has it, word dropout; dots the validation
+    data without. Both tables are indexed by step (`Run.history`).
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    whole, words, kl = figure.subplots(1, 3)
+    whole.plot(train.index, train["objective"], color=GREY, lw=1.6, label="objective, training")
+    _both(whole, -train["elbo"], -valid["elbo"] if len(valid) else None, BLUE, "−ELBO")
+    _both(words, train["reconstruction"], valid.get("reconstruction"), GREEN, "−E log p(x | z)")
+    _both(kl, train["kl"], valid.get("kl"), ORANGE, "KL")
+    _window(whole, train["objective"], -train["elbo"])
+    _window(words, train["reconstruction"])
+    weight = kl.twinx()
+    weight.plot(train.index, train["weight"], color=INK, lw=1, ls=":")
+    weight.set_ylim(0, max(1.05, 1.05 * float(train["weight"].max())))
+    weight.spines[["top", "left"]].set_visible(False)
+    weight.set_ylabel("KL weight (dotted)", color=INK)
+    kl.set_ylim(bottom=0)
+    for axes, title in ((whole, "objective"), (words, "reconstruction"), (kl, "KL")):
+        _plain(axes, title, "step", "nats per datum")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def kl_bars(kl: Sequence[float], active: Sequence[bool]) -> Figure:
+    """KL of every dimension, largest first; active ones in colour."""
+    values, colours = np.asarray(kl), np.where(np.asarray(active), BLUE, GREY)
+    order, places = np.argsort(-values, kind="stable"), np.arange(len(values))
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.24 * len(values)), 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(places, values[order], color=colours[order], width=0.8)
+    shown = places if len(values) <= 64 else places[:: len(values) // 32]
+    axes.set_xticks(shown, [str(dimension) for dimension in order[shown]], fontsize=8)
+    _plain(
+        axes, f"{int(np.sum(active))} of {len(values)} dimensions active", "dimension", "KL, nats per datum"
+    )
+    axes.xaxis.set_tick_params(length=0)
+    return figure
+
+
+def latent(z: np.ndarray, loc: np.ndarray, scale: np.ndarray, kl: Sequence[float]) -> Figure:
+    """The aggregate posterior beside a standard normal prior.
+
+    Left: one draw of each datum in the two dimensions of the largest KL, over the prior's 1, 2 and 3 σ.
+    Right: the variance of every dimension of q(z), split into that of the means, which carries information,
+    and the mean of the variances, which is noise; together they should come to the prior's 1.
+    z, loc, scale: (N, D).
+    """
+    order = np.argsort(-np.asarray(kl), kind="stable")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    cloud, bars = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    _cloud(cloud, z, order[:2])
+    _variances(bars, loc[:, order].var(0), (scale[:, order] ** 2).mean(0), order)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    FigureCanvasAgg(figure)
+    target = BytesIO()
+    figure.savefig(target, format="png", dpi=DPI, facecolor="white")
+    return target.getvalue()
+
+
+def _cloud(axes: Axes, z: np.ndarray, dimensions: np.ndarray) -> None:
+    first = z[:, dimensions[0]]
+    second = z[:, dimensions[1]] if len(dimensions) > 1 else np.zeros(len(z))
+    for radius in (1, 2, 3):
+        axes.add_patch(Circle((0, 0), radius, fill=False, color=GREY, lw=1))
+    axes.scatter(first, second, s=7, color=BLUE, alpha=0.45, linewidths=0)
+    reach = 1.05 * max(3.2, float(np.abs([first, second]).max()))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    names = [f"dimension {dimension}" for dimension in dimensions]
+    _plain(axes, "draws, and the prior's 1, 2, 3 σ", names[0], names[1] if len(names) > 1 else "")
+
+
+def _variances(axes: Axes, means: np.ndarray, noise: np.ndarray, order: np.ndarray) -> None:
+    places = np.arange(len(means))
+    axes.bar(places, means, color=BLUE, width=0.8, label="variance of the means")
+    axes.bar(places, noise, bottom=means, color=GREY, width=0.8, label="mean of the variances")
+    axes.axhline(1.0, color=INK, lw=1, ls=":", label="prior")
+    shown = places if len(means) <= 64 else places[:: len(means) // 32]
+    axes.set_xticks(shown, [str(dimension) for dimension in order[shown]], fontsize=8)
+    axes.set_ylim(0, 1.3 * max(1.0, float((means + noise).max())))
+    _plain(axes, "variance of q(z) by dimension", "dimension, by falling KL", "")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+
+
+def _both(axes: Axes, train: pd.Series, valid: pd.Series | None, colour: str, name: str) -> None:
+    axes.plot(train.index, train, color=colour, lw=1.6, label=f"{name}, training")
+    if valid is not None and len(valid):
+        axes.plot(
+            valid.index, valid, "o", color=colour, ms=4.5, mec="white", mew=0.7, label=f"{name}, validation"
+        )
+
+
+def _window(axes: Axes, *curves: pd.Series) -> None:
+    """Leaves the first steep descent out of the picture, so that the rest can be read."""
+    late = np.concatenate([curve.to_numpy()[len(curve) // 20 :] for curve in curves])
+    late = late[np.isfinite(late)]
+    if len(late) > 20:
+        low, high = float(late.min()), float(np.quantile(late, 0.98))
+        low = min([low, *(float(y) for line in axes.lines for y in line.get_ydata() if np.isfinite(y))])
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+
+
+def _plain(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=8)
+    if axes.get_xlabel() == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
