@@ -47,7 +47,7 @@ setup: $(VENV)/installed-dev  ## environment with both engines and the developme
 # --- use ---
 
 demo: $(VENV)/installed  ## fits the quickstart recipe and shows the results; ENGINE=numpyro for the other engine
-	@$(GUIDEBOOK) fit quickstart --engine $(ENGINE) --out $(RUN) $(if $(wildcard $(RUN)/state.json),--resume)
+	@$(GUIDEBOOK) fit quickstart --engine $(ENGINE) --out $(RUN) --resume
 	@$(GUIDEBOOK) evaluate $(RUN)
 	@$(GUIDEBOOK) reconstruct $(RUN)
 	@$(GUIDEBOOK) interpolate $(RUN)

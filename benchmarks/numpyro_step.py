@@ -29,7 +29,7 @@ from jax import Array
 from numpyro.infer import SVI, TraceMeanField_ELBO
 
 from guidebook.engines.memory import keep_freed_memory
-from guidebook.engines.numpyro.engine import NumPyroProgram
+from guidebook.engines.numpyro import Program
 from guidebook.engines.protocol import Control, Objective, Settings
 from guidebook.guides.pairs import PAIRS
 from guidebook.guides.sentence_guide import SentenceGuide
@@ -82,7 +82,9 @@ class Shape:
             "output": (h, v),
         }
         rng = np.random.default_rng(0)
-        return {name: jnp.asarray(rng.uniform(-0.05, 0.05, shape), "float32") for name, shape in shapes.items()}
+        return {
+            name: jnp.asarray(rng.uniform(-0.05, 0.05, shape), "float32") for name, shape in shapes.items()
+        }
 
 
 def lstm(w: Weights, side: str, x: Array, h: Array, c: Array) -> Array:
@@ -182,11 +184,11 @@ def stock(shape: Shape) -> Step:
     return step
 
 
-def program(shape: Shape, precision: str = "float32") -> tuple[NumPyroProgram, Any]:
+def program(shape: Shape, precision: str = "float32") -> tuple[Program, Any]:
     """The engine with the pair of the specs, and its state."""
     networks = PAIR.realisable(SentenceModel(), SentenceGuide(), shape.vocabulary)
     objective = Objective(lambda terms, weight: weight * terms.total_kl() - terms.reconstruction())
-    engine = NumPyroProgram(PAIR, networks, Settings(data_size=42_068, objective=objective, precision=precision))
+    engine = Program(PAIR, networks, Settings(data_size=42_068, objective=objective, precision=precision))
     return engine, engine.init(shape.batch())
 
 
@@ -340,7 +342,9 @@ def measure(repeats: int = 15) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", choices=("hand", "ours"), help=argparse.SUPPRESS)

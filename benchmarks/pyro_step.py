@@ -1,14 +1,16 @@
-"""One training step of the sentence VAE on Pyro, against its matrix products, a hand-written loop and stock Pyro.
+"""A training step of the sentence VAE on Pyro against its matrix products, a plain loop and stock Pyro.
 
     python -m benchmarks.pyro_step [--repeats 15] [--json]
 
-All variants are interleaved in one process with two threads and the same allocator settings, and medians are reported:
-trust the ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256, H 256, Z 32, V 10,000, T 22).
+All variants are interleaved in one process with two threads and the same allocator settings; medians are
+reported. Trust the ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256, H 256, Z 32,
+V 10,000, T 22).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,13 @@ from torch.nn import functional as F
 
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.protocol import Control, Objective, Settings
-from guidebook.engines.pyro.engine import PyroProgram
+from guidebook.engines.pyro import Program
 from guidebook.guides.pairs import PAIRS
 from guidebook.guides.sentence_guide import SentenceGuide
 from guidebook.models.sentence_vae import SentenceModel
 
 PAIR = PAIRS["sentence_vae"]
+DATA_SIZE = 42_068
 Step = Callable[[], Any]
 
 
@@ -103,7 +107,9 @@ def hand(shape: Shape, precision: str = "float32") -> Step:
             loc, log_variance = net.encode(batch["tokens"])
             z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
             logits = net.decode(z, batch["inputs"])
-            words = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+            words = F.cross_entropy(
+                logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=0, reduction="sum"
+            )
         kl = 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
         loss = (words + kl) / shape.rows
         loss.backward()
@@ -114,23 +120,24 @@ def hand(shape: Shape, precision: str = "float32") -> Step:
 
 
 def stock(shape: Shape) -> Step:
-    """A plain Pyro program with a Categorical site, `TraceMeanField_ELBO` and stock SVI."""
+    """A plain Pyro program, a masked Categorical per word, with `TraceMeanField_ELBO` and stock SVI."""
     torch.manual_seed(0)
     net = Plain(shape)
     batch = {name: torch.as_tensor(array).long() for name, array in shape.batch().items()}
 
     def model(tokens: Tensor) -> None:
         pyro.module("net", net)
-        with pyro.plate("sentences", len(tokens)):
-            zero = torch.zeros(len(tokens), shape.latent)
-            z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
-            words = dist.Categorical(logits=net.decode(z, tokens[:, :-1])).to_event(1)
-            pyro.sample("x", words, obs=tokens[:, 1:])
+        with pyro.plate("sentences", DATA_SIZE, subsample=batch["index"], dim=-2):
+            zero = torch.zeros(len(tokens), 1, shape.latent)
+            z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1)).squeeze(-2)
+            with pyro.plate("words", shape.steps, dim=-1), pyro.poutine.mask(mask=tokens[:, 1:] > 0):
+                logits = net.decode(z, tokens[:, :-1])
+                pyro.sample("x", dist.Categorical(logits=logits), obs=tokens[:, 1:])
 
     def guide(tokens: Tensor) -> None:
         pyro.module("net", net)
-        loc, log_variance = net.encode(tokens)
-        with pyro.plate("sentences", len(tokens)):
+        loc, log_variance = (part.unsqueeze(-2) for part in net.encode(tokens))
+        with pyro.plate("sentences", DATA_SIZE, subsample=batch["index"], dim=-2):
             pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
 
     pyro.clear_param_store()
@@ -138,11 +145,11 @@ def stock(shape: Shape) -> Step:
     return lambda: svi.step(batch["tokens"])
 
 
-def program(shape: Shape, precision: str = "float32") -> tuple[PyroProgram, Any]:
+def program(shape: Shape, precision: str = "float32") -> tuple[Program, Any]:
     """The engine with the pair of the specs, and its state."""
     networks = PAIR.realisable(SentenceModel(), SentenceGuide(), shape.vocabulary)
     objective = Objective(lambda terms, weight: weight * terms.total_kl() - terms.reconstruction())
-    engine = PyroProgram(PAIR, networks, Settings(data_size=42_068, objective=objective, precision=precision))
+    engine = Program(PAIR, networks, Settings(data_size=DATA_SIZE, objective=objective, precision=precision))
     return engine, engine.init(shape.batch())
 
 
@@ -155,7 +162,7 @@ def ours(shape: Shape, precision: str = "float32") -> Step:
 
 
 class Product:
-    """One product of a step, with its operands and results allocated beforehand: forward, and both gradients."""
+    """One product of a step, forward and both gradients, with operands and results allocated beforehand."""
 
     def __init__(
         self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1
@@ -244,6 +251,8 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
     """One entry: IW-NLL of one sentence with 500 particles, and the bias of its bfloat16 variant in nats."""
     shape = Shape(1)
     engines = {precision: program(shape, precision) for precision in ("float32", "bfloat16")}
+    for engine, state in engines.values():  # the size of trained weights, so that rounding shows
+        engine.load_weights(state, {name: 20 * value for name, value in engine.weights(state).items()})
     batch, found = shape.batch(), {}
 
     def bound(precision: str) -> np.ndarray:
@@ -271,22 +280,28 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
     }
 
 
-def peak(variant: str, vocabulary: int) -> float:
-    """MiB by which three steps raise the peak of resident memory above parameters and optimiser slots."""
-    import resource
+def resident(field: str) -> float:
+    """MiB: `VmRSS` now, or `VmHWM`, its peak since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
+
+def peak(variant: str, vocabulary: int) -> float:
+    """MiB a step needs at its peak beyond parameters and slots: gradients, activations, logits."""
     torch.set_num_threads(2)
-    make = {"hand": hand, "ours": ours}[variant]
-    make(Shape(1, vocabulary, steps=2))()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = make(Shape(32, vocabulary))
-    for _ in range(3):
+    step = {"hand": hand, "ours": ours}[variant](Shape(32, vocabulary))
+    for _ in range(2):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    for parameter in [found for found in gc.get_objects() if isinstance(found, nn.Parameter)]:
+        parameter.grad = None
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
+    step()
+    return resident("VmHWM") - before
 
 
 def memory(vocabulary: int = 50_000) -> dict[str, Any]:
-    """One entry: peak resident memory of training at V = 50,000, B = 32, each variant in a process of its own."""
+    """One entry: peak resident memory of training at V = 50,000, B = 32, each variant in its own process."""
     found = {}
     for variant in ("hand", "ours"):
         command = [

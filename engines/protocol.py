@@ -90,6 +90,7 @@ class Program(Protocol):
 
     def init(self, batch: Batch) -> State:
         """Weights, optimiser slots; runs both programs once and refuses pairs whose sites do not match."""
+        ...
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         """One update from the mean gradient of `batches` (several: gradient accumulation).
@@ -97,41 +98,54 @@ class Program(Protocol):
         Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and `gradient_norm` before clipping. An update
         whose objective or gradient is not finite is not applied.
         """
+        ...
 
     def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
         """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed."""
+        ...
 
     def log_weights(self, state: State, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time."""
+        ...
 
     def posterior(self, state: State, batch: Batch) -> dict[str, Posterior]:
         """q(z | x) of every latent site whose distribution does not hang on another latent's draw."""
+        ...
 
     def draws(self, state: State, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         """Draws of every latent from the guide: site → (S, B, …); a time-indexed site is one array (S, B, T, …)."""
+        ...
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         """Engine-neutral name → array: what `weights.safetensors` holds."""
+        ...
 
     def load_weights(self, state: State, weights: Mapping[str, np.ndarray]) -> State:
         """Replaces all weights; refuses a missing, unknown or misshapen array by name."""
+        ...
 
     def slots(self, state: State) -> dict[str, np.ndarray]:
         """The optimisers' arrays by name."""
+        ...
 
     def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State: ...
 
     def sides(self, state: State) -> dict[str, str]:
         """Weight name → "model" or "guide"."""
+        ...
 
     def prior_draws(self, state: State, *, seed: int, rows: int) -> np.ndarray:
         """(rows, Z) draws from p(z); text pairs with one latent."""
+        ...
 
     def decode_start(self, state: State, latent: np.ndarray | None, rows: int) -> Cache:
         """The decoder's state before the first word, for `rows` sentences with latents (rows, Z)."""
+        ...
 
     def decode_step(self, state: State, cache: Cache, tokens: np.ndarray) -> tuple[Cache, np.ndarray]:
         """One word further: tokens (rows,) → logits (rows, V) float32 for the next."""
+        ...
 
     def decode_reorder(self, cache: Cache, index: np.ndarray) -> Cache:
         """The cache of rows `index`, for beams."""
+        ...

@@ -9,17 +9,20 @@ import numpy as np
 from ..models.errors import BadInput
 
 
-def check(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses weights that lack an array, have one too many, or one of another shape.
+def check(
+    weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str = "weights"
+) -> None:
+    """Refuses weights (or an optimiser's slots) that lack an array, have one too many, or one of another shape.
 
     Raises:
         BadInput: names the first array that does not fit.
     """
     for name, shape in shapes.items():
         if name not in weights:
-            raise BadInput(f"the weights lack {name!r} of shape {shape}: they are of another pair, or truncated")
+            raise BadInput(f"the {what} lack {name!r} of shape {shape}: they are of another pair, or truncated")
         if tuple(weights[name].shape) != tuple(shape):
-            raise BadInput(f"the weight {name!r} has shape {tuple(weights[name].shape)}; the recipe needs {tuple(shape)}")
+            found = tuple(weights[name].shape)
+            raise BadInput(f"of the {what}, {name!r} has shape {found}; the recipe needs {tuple(shape)}")
     for name in weights:
         if name not in shapes:
-            raise BadInput(f"the weights hold {name!r}, which this recipe does not have: they are of another pair")
+            raise BadInput(f"the {what} hold {name!r}, which this recipe does not have: they are of another pair")

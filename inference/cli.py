@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,6 @@ CommandError: Any = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="guidebook",
     help="Model/guide pairs on Pyro and NumPyro: fit, evaluate, diagnose, use.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -131,13 +131,14 @@ def sample(
     seed: SeedOption = 0,
     engine: EngineOption = None,
     device: DeviceOption = "cpu",
+    pair: PairOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Sentences from the prior."""
     from .text import sample
 
     chosen = _strategy(strategy or "sample", temperature, top_k, top_p, width)
-    _show(sample(_run(run, None, device, engine), count, strategy=chosen, max_words=max_words, seed=seed), as_json)
+    _show(sample(_run(run, pair, device, engine), count, strategy=chosen, max_words=max_words, seed=seed), as_json)
 
 
 @app.command()
@@ -155,13 +156,14 @@ def reconstruct(
     seed: SeedOption = 0,
     engine: EngineOption = None,
     device: DeviceOption = "cpu",
+    pair: PairOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Sentences through the latent and back."""
     from .text import reconstruct
 
     chosen = _strategy(strategy or "greedy", temperature, top_k, top_p, width)
-    loaded = _run(run, None, device, engine)
+    loaded = _run(run, pair, device, engine)
     found = reconstruct(loaded, sentences or None, split=split, count=count, latent=latent, strategy=chosen, seed=seed)
     _show(found, as_json)
 
@@ -169,8 +171,8 @@ def reconstruct(
 @app.command()
 def interpolate(
     run: RunFolder,
-    a: Annotated[str, typer.Argument(metavar="A", help="A sentence.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a: Annotated[str | None, typer.Argument(metavar="[A]", help="A sentence; default: of the test split.")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="Another.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Sentences, both ends included.")] = 7,
     strategy: StrategyOption = None,
     temperature: TemperatureOption = 1.0,
@@ -180,13 +182,15 @@ def interpolate(
     seed: SeedOption = 0,
     engine: EngineOption = None,
     device: DeviceOption = "cpu",
+    pair: PairOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Sentences on the line between two."""
     from .text import interpolate
 
     chosen = _strategy(strategy or "greedy", temperature, top_k, top_p, width)
-    _show(interpolate(_run(run, None, device, engine), a, b, steps, strategy=chosen, seed=seed), as_json)
+    loaded = _run(run, pair, device, engine)
+    _show(interpolate(loaded, a, b, steps, strategy=chosen, seed=seed), as_json)
 
 
 @app.command()
@@ -194,11 +198,12 @@ def convert(
     run: RunFolder,
     engine: Annotated[str, typer.Option("--engine", help="pyro or numpyro.")],
     out: Annotated[Path | None, typer.Option("--out", help="New run folder; default RUN-ENGINE.")] = None,
+    pair: PairOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The same weights as a run of the other engine."""
     folder = out or run.with_name(f"{run.name}-{engine}")
-    converted = _run(run, None, "cpu", None).convert(engine, folder)
+    converted = _run(run, pair, "cpu", None).convert(engine, folder)
     if as_json:
         _print_json({"run": str(converted.folder), "engine": engine})
     else:
@@ -209,7 +214,7 @@ def main() -> None:
     """The console script: runs a command and turns what goes wrong into one line and an exit status."""
     keep_freed_memory()
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (BadInput, BadData) as error:
         status = _complain(str(error), BAD_INPUT)
     except CommandError as error:
@@ -261,7 +266,16 @@ def _show(found: Any, as_json: bool) -> None:
 
 
 def _print_json(found: dict[str, Any]) -> None:
-    print(json.dumps(found, allow_nan=False))
+    print(json.dumps(_finite(found), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _working(what: str) -> Any:

@@ -29,12 +29,17 @@ class Dataset(Protocol):
     """Three splits as batches of a few fixed shapes."""
 
     fingerprint: str
-    vocabulary: int
+
+    @property
+    def vocabulary(self) -> int:
+        """V; 0 when the data are arrays."""
+        ...
 
     def batches(
         self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
     ) -> Any:
         """`data.Batches` or `data.ArrayBatches` of one split."""
+        ...
 
 
 class TextData:
@@ -59,6 +64,11 @@ class TextData:
         self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
     ) -> Batches:
         sentences = getattr(self.corpus, _split(split))
+        if not len(sentences):
+            raise BadInput(
+                f"the {split} split of {self.corpus.name} has no sentence: a larger file, "
+                "or files of their own as data.valid and data.test, would be right"
+            )
         return Batches(
             sentences,
             batch_size=batch_size,
@@ -72,7 +82,9 @@ class TextData:
 class ArrayData:
     """A user's arrays, split by rows."""
 
-    vocabulary = 0
+    @property
+    def vocabulary(self) -> int:
+        return 0
 
     def __init__(self, spec: Arrays, arrays: Mapping[str, Any] | None) -> None:
         if spec.file is not None:
@@ -94,6 +106,8 @@ class ArrayData:
     def batches(
         self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
     ) -> ArrayBatches:
+        if word_keep < 1.0:
+            raise BadInput("fit.word_dropout hides words of sentences; the data of this pair are arrays: leave it at 0")
         return ArrayBatches(self.splits[_split(split)], batch_size=batch_size, seed=seed, shuffle=shuffle)
 
 

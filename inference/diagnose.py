@@ -100,16 +100,23 @@ def diagnose(
     )
     found = account(program, state, batches, seed=seed)
     pictures = _pictures(run, found, tree)
-    html = page(run.folder.name, evaluation, pictures, _texts(run, split, seed), run.recipe.to_toml())
+    html = page(
+        run.folder.name,
+        evaluation,
+        pictures,
+        _texts(run, split, seed),
+        run.recipe.to_toml(),
+        note=f"On the first {len(found.rows):,} of the {split} split, {draws} draws each in posterior.nc.",
+    )
     return Diagnosis(run.folder, evaluation, tree, _written(run.folder, tree, pictures, html))
 
 
 def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
     """What can be drawn of this run: a curve needs a history, the latent a diagonal normal."""
-    pictures = {}
+    pictures, unit = {}, "nats per sentence" if run.pair.text else "nats per datum"
     train = run.history("train")
     if len(train) > 1:
-        pictures["training"] = figures.png(figures.training(train, run.history("valid")))
+        pictures["training"] = figures.png(figures.training(train, run.history("valid"), unit))
     split = {site: found.kl_per_dimension(site) for site in found.kl if site in found.posterior}
     drawn = [
         site for site, kl in split.items() if kl is not None and found.posterior[site].family == "normal"
@@ -119,7 +126,7 @@ def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
         loc, scale = (np.concatenate([found.posterior[site][i] for site in drawn], -1) for i in (1, 2))
         z = np.concatenate([_first_draw(tree, site, len(found.rows)) for site in drawn], -1)
         pictures["kl_per_dimension"] = figures.png(
-            figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist())
+            figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist(), unit)
         )
         pictures["latent"] = figures.png(figures.latent(z, loc, scale, kl.tolist()))
     return pictures

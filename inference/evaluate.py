@@ -96,8 +96,11 @@ def evaluate_program(
 def validate_program(
     program: Program, state: State, batches: Any, seed: int, loss: Callable[[Terms], np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """What one pass with one draw per datum tells, for the end of an epoch: `objective` (the mean of `loss`),
-    `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `active_units`, `kl/SITE` and `rows`; in nats per datum."""
+    """What one pass with one draw per datum tells, for the end of an epoch, in nats per datum.
+
+    `objective` (the mean of `loss`), `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `kl/SITE`, and
+    `active_units`, `rows`.
+    """
     found = account(program, state, batches, seed=seed, loss=loss)
     by_site = {f"kl/{site}": float(kl.sum(-1).mean()) for site, kl in found.kl.items()}
     objective = {"objective": float(np.mean(found.loss))} if found.loss is not None else {}

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from .tables import html_table, number, text_table
 
 
@@ -161,7 +163,7 @@ class Evaluation:
         if not self.used:
             return "The posterior differs from the prior but says next to nothing about the data"
         used = "The latent is used"
-        if self.mi_ceiling is not None and self.mi > 0.95 * self.mi_ceiling:
+        if self.mi is not None and self.mi > 0.95 * (self.mi_ceiling or np.inf):
             used += "; the mutual information is at its ceiling, so the true one may be larger"
         if self.kl_aggregate is not None and self.kl_aggregate > max(1.0, 0.5 * self.kl):
             used += "; the aggregate posterior is far from the prior, so prior samples will be poorer"

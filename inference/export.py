@@ -72,7 +72,10 @@ def to_arviz(
         sample_dims=["sample"],
         dims=dims,
         coords={plate: np.sort(index)},
-        attrs={"/": {**about, "units": "nats", "seed": seed, **(attributes or {})}},
+        attrs={
+            "/": {**about, "units": "nats", "seed": seed, **(attributes or {})},
+            **dict.fromkeys(groups, about),
+        },
     )
 
 

@@ -18,33 +18,33 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#3
 DPI = 144
 
 
-def training(train: pd.DataFrame, valid: pd.DataFrame) -> Figure:
+def training(train: pd.DataFrame, valid: pd.DataFrame, unit: str = "nats per datum") -> Figure:
     """Objective and −ELBO, reconstruction, KL with its weight, over the steps.
 
-    Lines are the training data with dropout and, where the recipe has it, word dropout; dots the validation
-    data without. Both tables are indexed by step (`Run.history`).
+    Lines are the training data with dropout and, where the recipe has it, word dropout, smoothed over a
+    twentieth of the run, the raw averages behind them; dots the validation data without dropout. Both tables
+    are indexed by step (`Run.history`).
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
     whole, words, kl = figure.subplots(1, 3)
-    whole.plot(train.index, train["objective"], color=GREY, lw=1.6, label="objective, training")
-    _both(whole, -train["elbo"], -valid["elbo"] if len(valid) else None, BLUE, "−ELBO")
-    _both(words, train["reconstruction"], valid.get("reconstruction"), GREEN, "−E log p(x | z)")
-    _both(kl, train["kl"], valid.get("kl"), ORANGE, "KL")
-    _window(whole, train["objective"], -train["elbo"])
-    _window(words, train["reconstruction"])
-    weight = kl.twinx()
-    weight.plot(train.index, train["weight"], color=INK, lw=1, ls=":")
-    weight.set_ylim(0, max(1.05, 1.05 * float(train["weight"].max())))
-    weight.spines[["top", "left"]].set_visible(False)
-    weight.set_ylabel("KL weight (dotted)", color=INK)
-    kl.set_ylim(bottom=0)
+    _curve(whole, train["objective"], GREY, "objective, training")
+    _curve(whole, -train["elbo"], BLUE, "−ELBO, training")
+    _curve(words, train["reconstruction"], GREEN, "−E log p(x | z), training")
+    _curve(kl, train["kl"], ORANGE, "KL, training")
+    if len(valid):
+        _dots(whole, -valid["elbo"], BLUE, "−ELBO, validation")
+        _dots(words, valid["reconstruction"], GREEN, "−E log p(x | z), validation")
+        _dots(kl, valid["kl"], ORANGE, "KL, validation")
     for axes, title in ((whole, "objective"), (words, "reconstruction"), (kl, "KL")):
-        _plain(axes, title, "step", "nats per datum")
-        axes.legend(frameon=False, fontsize=8)
+        _window(axes, from_zero=axes is kl)
+        _plain(axes, title, "step", unit)
+    _weight(kl, train["weight"])
+    for axes in (whole, words, kl):
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
-def kl_bars(kl: Sequence[float], active: Sequence[bool]) -> Figure:
+def kl_bars(kl: Sequence[float], active: Sequence[bool], unit: str = "nats per datum") -> Figure:
     """KL of every dimension, largest first; active ones in colour."""
     values, colours = np.asarray(kl), np.where(np.asarray(active), BLUE, GREY)
     order, places = np.argsort(-values, kind="stable"), np.arange(len(values))
@@ -108,22 +108,46 @@ def _variances(axes: Axes, means: np.ndarray, noise: np.ndarray, order: np.ndarr
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
-def _both(axes: Axes, train: pd.Series, valid: pd.Series | None, colour: str, name: str) -> None:
-    axes.plot(train.index, train, color=colour, lw=1.6, label=f"{name}, training")
-    if valid is not None and len(valid):
-        axes.plot(
-            valid.index, valid, "o", color=colour, ms=4.5, mec="white", mew=0.7, label=f"{name}, validation"
-        )
+def _curve(axes: Axes, values: pd.Series, colour: str, name: str) -> None:
+    axes.plot(values.index, values, color=colour, lw=0.8, alpha=0.3)
+    axes.plot(values.index, _smoothed(values), color=colour, lw=1.8, label=name)
 
 
-def _window(axes: Axes, *curves: pd.Series) -> None:
-    """Leaves the first steep descent out of the picture, so that the rest can be read."""
-    late = np.concatenate([curve.to_numpy()[len(curve) // 20 :] for curve in curves])
+def _dots(axes: Axes, values: pd.Series, colour: str, name: str) -> None:
+    axes.plot(values.index, values, "o", color=colour, ms=5, mec="white", mew=0.7, label=name)
+
+
+def _smoothed(values: pd.Series) -> np.ndarray:
+    """Centred means over a twentieth of the points, five at least, each weighted by the steps it is of."""
+    steps = np.diff(values.index.to_numpy(float), prepend=0.0)
+    reach = max(5, len(values) // 20) // 2
+    ends = [(max(0, i - reach), i + reach + 1) for i in range(len(values))]
+    series = values.to_numpy(float)
+    return np.array([np.average(series[a:b], weights=steps[a:b]) for a, b in ends])
+
+
+def _window(axes: Axes, *, from_zero: bool) -> None:
+    """Leaves the first steep descent out of the picture, so that the rest can be read; room for a legend on
+    top."""
+    curves = [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_alpha() is None]
+    late = np.concatenate([curve[len(curve) // 20 :] for curve in curves])
     late = late[np.isfinite(late)]
-    if len(late) > 20:
-        low, high = float(late.min()), float(np.quantile(late, 0.98))
-        low = min([low, *(float(y) for line in axes.lines for y in line.get_ydata() if np.isfinite(y))])
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+    if len(late):
+        low, high = (0.0 if from_zero else float(late.min())), float(np.quantile(late, 0.98))
+        span = max(high - low, 1e-9)
+        axes.set_ylim(low if from_zero else low - 0.08 * span, high + 0.45 * span)
+
+
+def _weight(axes: Axes, weight: pd.Series) -> None:
+    """The KL weight on an axis of its own, which reaches as far above it as the legend does."""
+    axes.plot([], [], color=INK, lw=1, ls=":", label="KL weight (right)")
+    twin = axes.twinx()
+    twin.plot(weight.index, weight, color=INK, lw=1, ls=":")
+    twin.set_ylim(0, 1.45 * max(1.0, float(weight.max())))
+    twin.set_yticks([0.0, 0.5, 1.0])
+    twin.spines[["top", "left"]].set_visible(False)
+    twin.spines[["right", "bottom"]].set_color(GREY)
+    twin.tick_params(colors=INK, labelsize=8)
 
 
 def _plain(axes: Axes, title: str, x: str, y: str) -> None:

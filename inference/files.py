@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,17 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         FailedRun: the disk is full or the folder is not writable.
     """
-    temporary = None
+    partial = path.with_name(f".{path.name}.partial")  # always the same: what a kill leaves, the next write takes over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(partial, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise FailedRun(
             f"{path} could not be saved: {error.strerror or error}; what was saved before is untouched"
         ) from error
@@ -48,8 +47,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[st
     write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `write_arrays` wrote.
+def read_arrays(path: Path, *, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `write_arrays` wrote; without `arrays`, only what stands beside them.
 
     Raises:
         BadInput: missing, truncated, no safetensors file, or of a newer format.
@@ -57,12 +56,15 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if int(metadata.get("format", 0)) > FORMAT:
+            if "format" not in metadata:
+                raise BadInput(f"{path} was not written by guidebook: it names no format")
+            if int(metadata["format"]) > FORMAT:
                 raise BadInput(f"{path} was written by a newer guidebook (format {metadata['format']}): upgrade to read it")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata.get("about", "{}"))  # noqa: SIM118 (no mapping)
+            names = file.keys() if arrays else ()
+            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["about"])
     except FileNotFoundError:
         raise BadInput(f"{path.parent} is no complete run: {path.name} is missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path} is truncated or not a safetensors file: {error}") from None
@@ -85,13 +87,16 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut off by a kill is left out."""
+    """The lines of a metrics file; a line cut off by a kill ends it."""
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
+            break
+        found.append(line)
     return found

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..engines import load as load_engine
 from ..engines.memory import keep_freed_memory
-from ..engines.protocol import Control, Info, Program, State
+from ..engines.protocol import Batch, Control, Info, Program, State
 from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
-from .datasets import Dataset
+from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
+from .datasets import Dataset, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
 from .progress import Display, display
@@ -27,21 +26,6 @@ from .resolve import resolve
 from .run import EVALUATION_ROWS, Run, dataset_of, program_of
 
 LOG_EVERY = 50
-
-
-@dataclass
-class Position:
-    """Where a run stands, besides weights and optimiser slots: everything the next step needs, as plain JSON."""
-
-    step: int = 0
-    best: float = math.inf
-    best_epoch: int = 0
-    since_best: int = 0
-    rate: float = 1.0
-    decays: int = 0
-    seconds: float = 0.0
-    finished: str = ""
-    window: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -73,9 +57,13 @@ def fit(
     chosen, pair, name = resolve(recipe, settings, engine=engine, seed=seed, data=data)
     load_engine(chosen.engine)
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{chosen.engine}-{chosen.fit.seed}"
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file: --out names a folder")
     exists = (folder / "recipe.toml").exists()
     if exists and not resume:
         raise BadInput(f"{folder} already holds a run: go on with --resume, or choose another --out")
+    if exists:
+        refuse_other_settings(folder, chosen, pair)
     with display(progress) as show:
         show.note(f"reading {getattr(chosen.data, 'corpus', None) or 'the data'}")
         stored = folder / "tokeniser.json"
@@ -111,24 +99,25 @@ class _Fitting:
     def run(self) -> Run:
         self.show.start(self.recipe, self.batches, int(self.last_step), self.position.step, self.folder)
         if not self.position.finished:
-            with _stop_requested() as stop:
-                self._loop(stop)
+            accumulate = self.recipe.fit.accumulate
+            stream = self.batches.stream(self.position.step * accumulate, int(self.last_step) * accumulate)
+            with closing(stream), _stop_requested() as stop:
+                self._loop(stream, stop)
         self.show.end(self.position.finished, self.folder)
         return self.run_object
 
-    def _loop(self, stop: list[int]) -> None:
+    def _loop(self, stream: Iterator[Any], stop: list[int]) -> None:
         position = self.position
         saved = started = time.monotonic()
         before, pending = position.seconds, None
         accumulate = self.recipe.fit.accumulate
-        stream = self.batches.stream(position.step * accumulate, int(self.last_step) * accumulate)
         while position.step < self.last_step and not position.finished:
             control = self.control(position.step)
             batches = [next(stream) for _ in range(accumulate)]
             self.state, info = self.program.step(self.state, batches, control)
             if pending:
                 self._account(*pending)
-            pending = (control, info, sum(int(b["lengths"].sum()) if "lengths" in b else 0 for b in batches))
+            pending = (control, info, sum(map(_tokens, batches)))
             position.step += 1
             position.seconds = before + time.monotonic() - started
             at_epoch = position.step % self.per_epoch == 0 or position.step == self.last_step
@@ -141,13 +130,12 @@ class _Fitting:
             if at_epoch:
                 self._validate()
             if position.step >= self.last_step and not position.finished:
-                position.finished = "all steps done"
+                position.finished = ALL_DONE
             if at_epoch or due or stop:
                 self._save()
                 saved = time.monotonic()
             if stop and not position.finished:
                 raise Interrupted(f"interrupted at step {position.step}; go on with --resume --out {self.folder}")
-        stream.close()
 
     def control(self, step: int) -> Control:
         """Schedules are pure functions of the step; the plateau's factor comes on top."""
@@ -169,12 +157,10 @@ class _Fitting:
         self.show.step(self.position.step)
 
     def _blame(self, step: int, broken: list[str]) -> str:
-        named = [key for key in broken if "/" in key]
+        named = sorted((key for key in broken if "/" in key), key=lambda key: not key.startswith("kl/"))
         term, _, site = (named or broken)[0].partition("/")
         what = f"the {term.replace('_', ' ').replace('kl', 'KL')} of site {site!r}" if site else f"the {term.replace('_', ' ')}"
-        saved = self.folder / "state.safetensors"
-        kept = f"the checkpoint of step {read_arrays(saved)[1]['step']} is kept in {self.folder}" if saved.exists() else "no checkpoint was written yet"
-        return f"step {step}: {what} is not finite; {kept}. A lower learning rate, or a tighter clip, is the usual cure"
+        return f"step {step}: {what} is not finite; {kept(self.folder)}. A lower learning rate, or a tighter clip, is the usual cure"
 
     def _log(self, control: Control) -> None:
         window, position = self.position.window, self.position
@@ -201,7 +187,7 @@ class _Fitting:
 
     def _validate(self) -> None:
         fit, position = self.recipe.fit, self.position
-        final = self.recipe.divergence.weight.at(int(self.last_step))
+        final = self.recipe.divergence.weight.at(math.inf)
         found = validate_program(
             self.program, self.state, self.validation, fit.seed, lambda terms: self.recipe.divergence.loss(terms, final)
         )
@@ -239,37 +225,42 @@ class _Fitting:
                 position.finished = f"the learning rate was lowered {plateau.decays} times"
 
     def _start(self) -> None:
-        write(self.folder / "recipe.toml", self.recipe.to_toml().encode())
-        if hasattr(self.dataset, "tokeniser"):
-            self.dataset.tokeniser.save(self.folder / "tokeniser.json")
+        self._write_tokeniser()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)
         self._save_weights()
         self._save()
+        self._write_recipe()  # last: a folder with a recipe is a run that can go on
 
     def _resume(self) -> None:
-        stored, about = read_arrays(self.folder / "state.safetensors")
-        if about["fingerprint"] != self.dataset.fingerprint:
-            raise BadInput(f"the data have changed since {self.folder} was begun: a run goes on with the same data only")
-        names = {f.name for f in dataclasses.fields(Position)}
-        self.position = Position(**{key: value for key, value in about.items() if key in names})
-        if self.position.finished == "all steps done" and self.position.step < self.last_step:
+        self.state, self.position = restore(self.folder, self.program, self.state, self.dataset.fingerprint)
+        if self.position.finished == ALL_DONE and self.position.step < self.last_step:
             self.position.finished = ""
-        weights = {key.removeprefix("weight/"): a for key, a in stored.items() if key.startswith("weight/")}
-        slots = {key.removeprefix("slot/"): a for key, a in stored.items() if key.startswith("slot/")}
-        self.state = self.program.load_slots(self.program.load_weights(self.state, weights), slots)
-        write(self.folder / "recipe.toml", self.recipe.to_toml().encode())
+        if not self.position.finished and self.position.step >= self.last_step:
+            raise BadInput(
+                f"{self.folder} is at step {self.position.step} already: more than {self.last_step} steps would be right"
+            )
+        self._write_tokeniser()
+        self._write_recipe()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=self.position.step)
 
+    def _write_recipe(self) -> None:
+        write(self.folder / "recipe.toml", self.recipe.to_toml().encode())
+
+    def _write_tokeniser(self) -> None:
+        if isinstance(self.dataset, TextData):
+            write(self.folder / "tokeniser.json", self.dataset.tokeniser.to_json().encode())
+
     def _save(self) -> None:
-        """One file, so that a kill never leaves weights of one step beside optimiser slots of another."""
-        arrays = {f"weight/{name}": array for name, array in self.program.weights(self.state).items()}
-        arrays |= {f"slot/{name}": array for name, array in self.program.slots(self.state).items()}
-        about = dataclasses.asdict(self.position) | {"fingerprint": self.dataset.fingerprint}
-        write_arrays(self.folder / "state.safetensors", arrays, about)
+        save(self.folder, self.program, self.state, self.position, self.dataset.fingerprint)
 
     def _save_weights(self) -> None:
         about = {"step": self.position.step, "data_size": self.batches.data_size, "fingerprint": self.dataset.fingerprint}
         write_arrays(self.folder / "weights.safetensors", self.program.weights(self.state), about)
+
+
+def _tokens(batch: Batch) -> int:
+    """Predicted tokens of the real rows; none where the data are arrays."""
+    return int(batch["lengths"] @ batch["weight"]) if "lengths" in batch else 0
 
 
 @contextmanager

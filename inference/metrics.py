@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
-CROSS_LIMIT = 1 << 23  # entries of a cross-density block: 64 MiB
+CROSS_LIMIT = 1 << 21  # entries of a cross-density block: 16 MiB
 
 
 def log_mean_exp(log_values: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -96,8 +96,15 @@ def aggregate_log_density(
         if own is not None:
             here = np.arange(start, start + len(rows))
             cross[here - start, here] = own[here]
-        result[start : start + len(rows)] = log_mean_exp(cross, axis=1)
+        result[start : start + len(rows)] = _log_mean_exp_in_place(cross)
     return result
+
+
+def _log_mean_exp_in_place(values: np.ndarray) -> np.ndarray:
+    """`log_mean_exp` over the last axis of finite values, without a second array of their size."""
+    top = values.max(-1, keepdims=True)
+    np.subtract(values, top, out=values)
+    return np.log(np.exp(values, out=values).mean(-1)) + top[:, 0]
 
 
 class Information(NamedTuple):

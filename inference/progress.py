@@ -10,7 +10,14 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 SHOWN = 12
@@ -37,9 +44,6 @@ class Display:
 
 class Plain(Display):
     """One line per epoch."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
         print(_headline(recipe, batches, steps, done, folder), file=sys.stderr, flush=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -24,8 +25,11 @@ from ..models.errors import BadInput
 from ..models.spec import Spec
 from .datasets import Arrays, Data
 from .divergences import Divergence
-from .mistakes import nearest, sentence
+from .mistakes import models_in, nearest, sentence
 from .schedules import Constant, NumberOrSchedule
+
+Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[NonNegativeFloat, Field(lt=1)]
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -34,11 +38,11 @@ class Optimiser(Spec):
     """An optimiser. The schedule multiplies the learning rate; clip bounds the global gradient norm over both sides."""
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: Finite = 1e-3
     schedule: NumberOrSchedule = Constant()
     clip: PositiveFloat = Field(default=5.0, description="inf: no clipping")
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Finite = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     momentum: NonNegativeFloat = 0.0
 
@@ -88,6 +92,8 @@ class Recipe(Spec):
     def _one_rule_stops(self) -> Recipe:
         if self.fit.plateau and self.fit.early_stopping:
             raise ValueError("fit.plateau stops by itself: leave fit.early_stopping out")
+        if self.fit.plateau and self.fit.select != "best":
+            raise ValueError('fit.plateau goes back to the best weights: it needs fit.select = "best"')
         return self
 
     def to_toml(self) -> str:
@@ -134,8 +140,9 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 def override(recipe: Recipe, settings: Iterable[str], *, pair: Pair | None = None) -> Recipe:
     """`recipe` with dotted settings `fit.max_steps=30`; a value is TOML, or else a string."""
+    settings = list(settings)
     tables = recipe.model_dump(mode="json")
-    for setting in settings:
+    for setting in sorted(settings, key=lambda setting: not setting.partition("=")[0].endswith(".kind")):
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise BadInput(f"{setting!r} is no setting: write key=value, e.g. fit.max_steps=30")
@@ -148,6 +155,8 @@ def override(recipe: Recipe, settings: Iterable[str], *, pair: Pair | None = Non
             if not isinstance(table, dict):
                 raise BadInput(f"{setting!r}: {parent!r} is no table, so it has no {last!r}")
         table[last] = _value(text)
+        if last == "kind":
+            _drop_of_other_kinds(table, _specs_at(parents, pair or pair_named(recipe.pair)))
     return parse(_pruned(tables), pair=pair, origin="settings" if settings else "recipe")
 
 
@@ -162,6 +171,38 @@ def _validated(spec: type[BaseModel], value: Any, origin: str, table: str = "") 
         return spec.model_validate(value)
     except ValidationError as error:
         raise BadInput(f"{origin}: {sentence(spec, error, table)}") from None
+
+
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → its two values, where two recipes differ; None where one has no such key."""
+    a, b = (_flat(recipe.model_dump(mode="json", exclude_none=True)) for recipe in (one, other))
+    return {key: (a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)}
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _specs_at(path: Iterable[str], pair: Pair) -> list[type[BaseModel]]:
+    """The spec classes that the table at a dotted path may be of."""
+    roots = {"model": pair.model_spec, "guide": pair.guide_spec, "data": Data if pair.text else Arrays}
+    first, *rest = path
+    specs = [roots[first]] if first in roots else list(models_in(Recipe.model_fields[first].annotation))
+    for part in rest:
+        fields = [spec.model_fields[part] for spec in specs if part in spec.model_fields]
+        specs = [found for field in fields for found in models_in(field.annotation)]
+    return specs
+
+
+def _drop_of_other_kinds(table: dict[str, Any], specs: list[type[BaseModel]]) -> None:
+    """What a table of one kind becomes when its kind is set anew: keys that only other kinds know go."""
+    chosen = [spec for spec in specs if spec.model_fields["kind"].default == table["kind"]]
+    others = {key for spec in specs for key in spec.model_fields}
+    for key in others - set(chosen[0].model_fields) if chosen else ():
+        table.pop(key, None)
 
 
 def _value(text: str) -> Any:
@@ -190,8 +231,7 @@ def _inline(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
     return repr(value)

@@ -12,7 +12,7 @@ from .generated import Interpolation, Reconstructions, Samples, describe
 from .tables import html_table
 
 STYLE = """
-body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; color: #222; background: #fff;
+body { font: 16px/1.55 system-ui, Roboto, Helvetica, Arial, sans-serif; color: #222; background: #fff;
        max-width: 60rem; margin: 2.5rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0; font-weight: 650; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
 p.about { color: #666; margin: .2rem 0 1.4rem; }
@@ -32,9 +32,9 @@ summary { cursor: pointer; color: #0072B2; }
 
 CAPTIONS = {
     "training": "Lines: training data, with dropout. Dots: validation data, without.",
-    "kl_per_dimension": "Largest first. Blue is active: the posterior mean varies over the data, variance above 0.01.",
-    "latent": "Left: one draw of q(z | x) for each datum. Right: blue carries information, grey is noise; "
-    "where their sum is not 1, the aggregate posterior is not the prior.",
+    "kl_per_dimension": "Largest first. Blue: active, the mean varies over the data (variance > 0.01).",
+    "latent": "Left: one draw for each datum. Right: blue carries information, grey is noise; "
+    "where their sum is not 1, q(z) is not the prior.",
 }
 
 
@@ -44,13 +44,14 @@ def page(
     pictures: Mapping[str, bytes],
     texts: Sequence[Reconstructions | Interpolation | Samples],
     recipe: str,
+    note: str = "",
 ) -> str:
-    """The page. pictures: name → PNG; recipe: its TOML."""
+    """The page. pictures: name → PNG; recipe: its TOML; note: what the numbers are of."""
     parts = [
         f"<h1>{escape(title)}</h1><p class='about'>{escape(evaluation.title)}</p>",
         _verdict(evaluation),
         "<h2>Numbers</h2>" + html_table(evaluation.rows(), ("", "value", "unit"), numbers=(1,)),
-        _analytic(evaluation),
+        f"<p class='note'>{escape(' '.join([note, *_analytic(evaluation)]))}</p>",
         *(_picture(name, png) for name, png in pictures.items()),
         *(_text(result) for result in texts),
         f"<h2>Recipe</h2><details><summary>recipe.toml</summary><pre>{escape(recipe)}</pre></details>",
@@ -69,14 +70,11 @@ def _verdict(evaluation: Evaluation) -> str:
     return f"<p class='{kind}'>{escape(evaluation.verdict)}</p>"
 
 
-def _analytic(evaluation: Evaluation) -> str:
-    """Which KLs are exact: never left to be guessed."""
-    if not evaluation.sites:
-        return ""
-    how = {"analytic": "analytic", "sampled": "log q − log p at the draws (a Monte Carlo estimate)"}
-    parts = [f"{name}: {how[site.kl_from]}" for name, site in evaluation.sites.items()]
-    more = [f"{key}: {reason}" for key, reason in evaluation.notes.items()]
-    return f"<p class='note'>KL of {escape('; '.join(parts))}. {escape('. '.join(more))}</p>"
+def _analytic(evaluation: Evaluation) -> list[str]:
+    """Which KLs are exact, and why a number is missing: never left to be guessed."""
+    how = {"analytic": "analytic", "sampled": "log q − log p at the draws, a Monte Carlo estimate"}
+    kls = [f"KL of {name}: {how[site.kl_from]}." for name, site in evaluation.sites.items()]
+    return kls + [f"No {key}: {reason}." for key, reason in evaluation.notes.items()]
 
 
 def _picture(name: str, png: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ..engines import installed
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from .mistakes import nearest
-from .recipe import Recipe, override, parse, read
+from .recipe import Recipe, override, pair_named, parse, read
 
 
 def resolve(
@@ -44,9 +45,11 @@ def resolve(
     if seed is not None:
         more.append(f"fit.seed={seed}")
     if isinstance(data, (str, Path)):
-        more.append(f'data.file="{data}"')
+        more.append(f"data.file={json.dumps(str(data), ensure_ascii=False)}")
     elif data is not None:
-        pair = replace(pair or PAIRS[str(raw.get("pair"))], data=data)
+        pair = replace(pair or pair_named(str(raw.get("pair", "sentence_vae")), origin), data=data)
+        if pair.text:
+            raise BadInput(f"the pair {pair.name!r} takes sentences, not arrays: name them with data.corpus=FILE")
     if not raw and pair is not None and pair.engine is None and engine is None:
         raw = {"engine": (installed() or ["pyro"])[0]}
     parsed = parse(raw, pair=pair, origin=origin)

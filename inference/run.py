@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ class Run:
         if (folder / "recipe.toml").exists():
             raise BadInput(f"{folder} already holds a run: choose another --out")
         _ = other.state
-        write(folder / "recipe.toml", other.recipe.to_toml().encode())
         for name in ("tokeniser.json", "metrics.jsonl"):
             if (self.folder / name).exists():
                 write(folder / name, (self.folder / name).read_bytes())
         about = read_arrays(self.folder / "weights.safetensors")[1]
         write_arrays(folder / "weights.safetensors", self.weights, about)
+        write(folder / "recipe.toml", other.recipe.to_toml().encode())
         return Run(folder, other.recipe, self.pair, device=self.device)
 
     @property
@@ -157,15 +158,17 @@ def load(folder: str | Path, *, pair: Pair | None = None, device: str = "cpu", e
         raise BadInput(f"there is no run folder {folder}")
     if not (folder / "recipe.toml").is_file():
         raise BadInput(f"{folder} is no run: recipe.toml is missing")
+    read_arrays(folder / "weights.safetensors", arrays=False)
     raw, _ = read(folder / "recipe.toml")
-    name = str(raw.get("pair", ""))
+    if "pair" not in raw:
+        raise BadInput(f"{folder / 'recipe.toml'} names no pair: it is truncated")
+    name = str(raw["pair"])
     if pair is None and name not in PAIRS:
         raise BadInput(f"the programs of {folder} are the pair {name!r} in a file of your own: add --pair FILE.py:NAME")
     recipe = parse(raw, pair=pair, origin=str(folder / "recipe.toml"))
     chosen = pair or PAIRS[recipe.pair]
-    for needed in ("weights.safetensors", *(["tokeniser.json"] if chosen.text else [])):
-        if not (folder / needed).is_file():
-            raise BadInput(f"{folder} is no complete run: {needed} is missing (finish it with fit --resume)")
+    if chosen.text and not (folder / "tokeniser.json").is_file():
+        raise BadInput(f"{folder} is no complete run: tokeniser.json is missing (fit --resume puts it back)")
     load_engine(engine or recipe.engine)
     run = Run(folder, recipe, chosen, device=device)
     return run.on(engine) if engine else run
@@ -181,6 +184,8 @@ def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, pro
 
 def program_of(recipe: Recipe, pair: Pair, vocabulary: int, data_size: int, *, device: str = "cpu") -> Program:
     """The pair of a recipe realised on its engine."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BadInput(f"there is no device {device!r}: cpu, cuda or cuda:1 would be right")
     fit = recipe.fit
     settings = Settings(
         data_size=data_size,

@@ -1,22 +1,24 @@
-"""Schedules: pure functions of the step. β is a property of training, applied here and never inside a program."""
+"""Schedules: pure functions of the step, infinity included. β is a property of training, never inside a program."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..models.spec import Spec
+
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Constant(Spec):
     """value at every step."""
 
     kind: Literal["constant"] = "constant"
-    value: NonNegativeFloat = 1.0
+    value: Factor = 1.0
 
-    def at(self, step: int) -> float:
+    def at(self, step: float) -> float:
         return self.value
 
 
@@ -24,12 +26,12 @@ class Linear(Spec):
     """From start to stop over `steps` steps after the first `wait`, then stop (Bowman et al. 2016; He et al. 2019)."""
 
     kind: Literal["linear"] = "linear"
-    start: NonNegativeFloat = 0.0
-    stop: NonNegativeFloat = 1.0
+    start: Factor = 0.0
+    stop: Factor = 1.0
     steps: PositiveInt = Field(description="steps of the ramp")
     wait: NonNegativeInt = Field(default=0, description="steps at `start` before the ramp")
 
-    def at(self, step: int) -> float:
+    def at(self, step: float) -> float:
         done = min(max(step - self.wait, 0) / self.steps, 1.0)
         return self.start + (self.stop - self.start) * done
 
@@ -40,9 +42,9 @@ class Logistic(Spec):
     kind: Literal["logistic"] = "logistic"
     midpoint: PositiveInt = Field(default=2500, description="x0, the step at half height")
     rate: PositiveFloat = Field(default=0.0025, description="k, per step")
-    stop: NonNegativeFloat = 1.0
+    stop: Factor = 1.0
 
-    def at(self, step: int) -> float:
+    def at(self, step: float) -> float:
         return self.stop * 0.5 * (1.0 + math.tanh(0.5 * self.rate * (step - self.midpoint)))
 
 
@@ -57,10 +59,10 @@ class Cyclical(Spec):
     steps: PositiveInt = Field(description="steps of all cycles together")
     cycles: PositiveInt = 4
     ratio: PositiveFloat = Field(default=0.5, le=1, description="share of a cycle that rises")
-    start: NonNegativeFloat = 0.0
-    stop: NonNegativeFloat = 1.0
+    start: Factor = 0.0
+    stop: Factor = 1.0
 
-    def at(self, step: int) -> float:
+    def at(self, step: float) -> float:
         if step >= self.steps:
             return self.stop
         cycle = step * self.cycles // self.steps
@@ -74,16 +76,17 @@ class Cosine(Spec):
 
     kind: Literal["cosine"] = "cosine"
     steps: PositiveInt
-    start: NonNegativeFloat = 1.0
-    stop: NonNegativeFloat = 0.0
+    start: Factor = 1.0
+    stop: Factor = 0.0
 
-    def at(self, step: int) -> float:
+    def at(self, step: float) -> float:
         done = min(step / self.steps, 1.0)
         return self.stop + (self.start - self.stop) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def _number_is_constant(value: Any) -> Any:
-    return {"kind": "constant", "value": value} if isinstance(value, (int, float)) else value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {"kind": "constant", "value": value} if number else value
 
 
 Schedule = Annotated[

@@ -28,7 +28,7 @@ class Sample(DecodingStrategy):
     2020)."""
 
     kind: Literal["sample"] = "sample"
-    temperature: PositiveFloat = Field(default=1.0, description="1: the model's own distribution; towards 0: greedy")
+    temperature: PositiveFloat = Field(default=1.0, description="1: the model's own; towards 0: greedy")
     top_k: PositiveInt | None = Field(default=None, description="only so many words; None: all")
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="only a set of words of this probability; None: all"

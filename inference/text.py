@@ -95,8 +95,8 @@ def reconstruct(
 
 def interpolate(
     run: Any,
-    a: str,
-    b: str,
+    a: str | None = None,
+    b: str | None = None,
     steps: int = 7,
     *,
     strategy: Greedy | Sample | Beam | None = None,
@@ -104,7 +104,7 @@ def interpolate(
     seed: int = 0,
 ) -> Interpolation:
     """Sentences along the straight line between the posterior means of `a` and `b`: `steps` of them, with
-    both ends.
+    both ends. An end that is not given is taken from the test split.
 
     Raises:
         BadInput: as `reconstruct`, or fewer than 2 steps.
@@ -113,20 +113,22 @@ def interpolate(
     if steps < 2:
         raise BadInput(f"an interpolation of {steps} steps has no two ends: at least 2 would be right")
     strategy = strategy or Greedy()
-    ids, unknown = encoded(run, [a, b])
+    ends = [end or run.corpus.test.text(place) for place, end in enumerate((a, b))]
+    ids, unknown = encoded(run, ends)
     start, stop = latents_of(run, ids, "mean", seed)
     weights = np.linspace(0.0, 1.0, steps)
     line = (1.0 - weights[:, None]) * start + weights[:, None] * stop
     found = _decoded(run, line, strategy, max_words or max(map(len, ids)) + ROOM, seed)
     seen = [run.tokeniser.decode(one) for one in ids]
     return Interpolation(
-        *seen,
-        weights.tolist(),
-        _texts(run, found),
-        found.scores.tolist(),
-        unknown,
-        strategy.model_dump(),
-        seed,
+        a=seen[0],
+        b=seen[1],
+        weights=weights.tolist(),
+        sentences=_texts(run, found),
+        scores=found.scores.tolist(),
+        unknown=unknown,
+        strategy=strategy.model_dump(),
+        seed=seed,
     )
 
 

@@ -19,32 +19,40 @@ class PPL(Protocol):
     @property
     def dist(self) -> Any:
         """The engine's distributions: `pyro.distributions` or `numpyro.distributions`."""
+        ...
 
     def sample(self, name: str, fn: Any, obs: Array | None = None) -> Array:
         """Draws the site `name` from `fn`, or scores `obs` under it."""
+        ...
 
     def plate(
         self, name: str, size: int, *, subsample: Array | None = None, dim: int | None = None
     ) -> AbstractContextManager[Any]:
         """Independent rows. With `subsample` (B,) the log-probabilities inside are scaled by size / B."""
+        ...
 
     def mask(self, mask: Array) -> AbstractContextManager[Any]:
         """Sites inside count only where `mask` (B,) is true."""
+        ...
 
     def deterministic(self, name: str, value: Array) -> Array:
         """Records a value that is a function of others."""
+        ...
 
     def factor(self, name: str, log_factor: Array) -> None:
         """Adds `log_factor` to the log joint."""
+        ...
 
     def module(self, name: str, network: Any) -> Callable[..., Any]:
         """The network called `name`, its parameters registered under that name."""
+        ...
 
     def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
         """Runs `carry, y = step(carry, x)` over the leading axis of `xs`; returns the last carry and the stacked ys.
 
         A plate belongs inside `step`; parameters are registered outside it.
         """
+        ...
 
     def exp(self, x: Array) -> Array: ...
 
@@ -60,3 +68,4 @@ class PPL(Protocol):
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros of the run's floating type, on its device."""
+        ...

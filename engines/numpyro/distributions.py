@@ -21,10 +21,12 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from ...models.errors import BadInput
-from .precision import product
+from .precision import product, product_over_rows, product_with
 
 PAD, BOS, EOS = 0, 1, 2
-TILE = 2**23  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones
+TILE = (
+    2**23
+)  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones
 
 
 def token_log_prob(
@@ -78,18 +80,14 @@ def _per_token_fwd(states, weight, words, counted, precision):
     def tile(d_weight, part):
         h, own = part
         exponentials, shift, total = _exponentials(h, weight, precision)
-        d_states = own - product(exponentials, weight.T, precision) / total[:, None]
-        d_weight = d_weight + _outer(exponentials, h / total[:, None], precision)
+        d_states = own - product_with(exponentials, weight, precision) / total[:, None]
+        d_weight = d_weight + product_over_rows(exponentials, h / -total[:, None], precision)
         return d_weight, ((h * own).sum(-1) - shift - jnp.log(total), d_states)
 
     zeros = jnp.zeros_like(weight)
-    softmax_part, (log_prob, d_states) = _walk(tile, zeros, weight, states, weight[words])
-    d_weight = (-softmax_part).at[words].add(states)
+    d_weight, (log_prob, d_states) = _walk(tile, zeros, weight, states, weight[words])
+    d_weight = d_weight.at[words].add(states)
     return jnp.where(counted, log_prob, 0), (states, weight, words, counted, d_states, d_weight)
-
-
-def _outer(exponentials: Array, scaled: Array, precision: str) -> Array:
-    return product(exponentials.T, scaled.T, precision)
 
 
 def _per_token_bwd(precision, residuals, upstream):
@@ -102,10 +100,12 @@ def _per_token_bwd(precision, residuals, upstream):
         def tile(d_weight, part):
             h, upstream = part
             exponentials, _, total = _exponentials(h, weight, precision)
-            return d_weight + _outer(exponentials, h * (upstream / total)[:, None], precision), None
+            return d_weight + product_over_rows(
+                exponentials, h * (upstream / -total)[:, None], precision
+            ), None
 
-        softmax_part = _walk(tile, jnp.zeros_like(weight), weight, states, upstream)[0]
-        return (-softmax_part).at[words].add(states * upstream[:, None])
+        d_weight = _walk(tile, jnp.zeros_like(weight), weight, states, upstream)[0]
+        return d_weight.at[words].add(states * upstream[:, None])
 
     d_weight = jax.lax.cond(uniform, lambda: first * d_weight, again)
     return d_states * upstream[:, None], d_weight, None, None
@@ -168,7 +168,9 @@ class TokenSequence(dist.Distribution):
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Ancestral samples, sample_shape + batch_shape + (T,): ids, pad after eos."""
         if self.decoder is None:
-            raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
+            raise BadInput(
+                "this TokenSequence was built without its decoder: it scores sentences, it cannot draw them"
+            )
         shape = (*sample_shape, *self.batch_shape)
         rows = math.prod(shape)
         z = None if self.z is None else jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(rows, -1)

@@ -14,10 +14,12 @@ from jax import Array
 from ...guides.pair import Pair
 from ...models.spec import Network
 from ..protocol import Batch, Control, Info, OptimiserSpec, Settings
+from ..seeds import derive
 from ..weights import check
 from . import optimise
 from .judging import Judging
-from .programs import Parameters, key
+from .ppl import seeded
+from .programs import Parameters
 
 
 class State(NamedTuple):
@@ -67,7 +69,7 @@ class Program(Judging):
     def _traced_gradient(self, parameters: Any, arrays: Any, step: Any, weight: Any, place: Any) -> tuple[Any, Any]:
         """Runs when JAX compiles, hence once a shape: that is what `compilations` counts."""
         self.compilations += 1
-        draw = jax.random.fold_in(jax.random.fold_in(key(self.settings.seed, "step"), step), place)
+        draw = jax.random.fold_in(jax.random.fold_in(seeded(derive(self.settings.seed, "step")), step), place)
 
         def loss(parameters: Parameters) -> tuple[Array, dict[str, Array]]:
             terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
@@ -103,6 +105,7 @@ class Program(Judging):
         return optimise.slots(state.optimisers)
 
     def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State:
+        check(slots, {name: slot.shape for name, slot in self.slots(state).items()}, "optimiser's slots")
         return state._replace(optimisers=optimise.load_slots(state.optimisers, slots))
 
     def sides(self, state: State) -> dict[str, str]:

@@ -15,10 +15,13 @@ from numpyro.distributions import Normal
 
 from ...guides.pair import Pair
 from ...models.spec import Network
+from ..draws import by_row
 from ..protocol import Batch, Posterior, Settings
+from ..seeds import derive
 from ..terms import Terms
 from . import objective
-from .programs import Function, Parameters, Realised, key
+from .ppl import seeded
+from .programs import Function, Parameters, Realised
 
 
 class Judging(Realised):
@@ -27,6 +30,7 @@ class Judging(Realised):
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
         self._families: dict[str, str] = {}
+        self._layouts: dict[str, dict[str, Any]] = {}
         self._evaluate = jax.jit(self._traced_terms, static_argnums=(3,))
         self._guide_draws = jax.jit(self._traced_draws, static_argnums=(3,))
         self._log_joint = jax.jit(self._traced_log_joint)
@@ -34,19 +38,20 @@ class Judging(Realised):
         self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
-        found = self._evaluate(state.parameters, self.arrays(batch), key(seed, "evaluate"), particles)
+        found = self._evaluate(state.parameters, self.arrays(batch), _key(seed), particles)
         rows = len(batch["weight"])
-        sampled = [
+        likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
             for table in (found.log_likelihood, found.log_prior, found.log_posterior)
-        ]
-        return Terms(*sampled, {site: to_numpy(kl) for site, kl in found.kl.items()}, to_numpy(found.weight))
+        )
+        kl = {site: to_numpy(kl) for site, kl in found.kl.items()}
+        return Terms(likelihood, prior, posterior, kl, to_numpy(found.weight))
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         arrays = self.arrays(batch)
         size = min(particles, max(1, rows // len(batch["weight"])))
         padded = -(-particles // size) * size
-        latents, log_q = self._guide_draws(state.parameters, arrays, key(seed, "evaluate"), padded)
+        latents, log_q = self._guide_draws(state.parameters, arrays, _key(seed), padded)
         found = []
         for start in range(0, padded, size):
             chunk = {site: value[start : start + size] for site, value in latents.items()}
@@ -62,15 +67,12 @@ class Judging(Realised):
         }
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
-        latents, _ = self._guide_draws(state.parameters, self.arrays(batch), key(seed, "evaluate"), particles)
+        latents, _ = self._guide_draws(state.parameters, self.arrays(batch), _key(seed), particles)
         rows = len(batch["weight"])
-        return {
-            site: to_numpy(value if value.shape[1] == rows else jnp.moveaxis(value, 1, 2))
-            for site, value in latents.items()
-        }
+        return {site: by_row(to_numpy(value), **self._layouts[site], rows=rows) for site, value in latents.items()}
 
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
-        return to_numpy(self.modules(state.parameters)["prior"]().sample(key(seed, "prior"), (rows,)))
+        return to_numpy(self.modules(state.parameters)["prior"]().sample(_key(seed), (rows,)))
 
     def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
         z = None if latent is None else jnp.asarray(latent, self.dtype)
@@ -89,7 +91,7 @@ class Judging(Realised):
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
 
         def found(key: Array, particles: int = 1) -> Terms:
-            both = objective.traces(model, guide, key, arrays, particles=particles)
+            both = objective.traces(model, guide, key, arrays, particles=particles, dim=self.outermost)
             return objective.terms(*both, plate=plate, data_size=size, weight=weight)
 
         if particles == 1 or self.broadcasts:
@@ -106,10 +108,12 @@ class Judging(Realised):
         def one(key: Array, program: Function) -> tuple[dict[str, Array], Array]:
             _, guide_key = jax.random.split(key)  # as in objective.traces: one seed, the same latents
             trace = handlers.trace(handlers.seed(program, guide_key)).get_trace(arrays)
-            return {name: site["value"] for name, site in objective.sites(trace).items()}, self._log_prob(trace)
+            sites = objective.sites(trace)
+            self._layouts |= {name: self._layout(site) for name, site in sites.items()}
+            return {name: site["value"] for name, site in sites.items()}, self._log_prob(trace)
 
         if self.broadcasts:
-            values, log_q = one(key, objective.plated(guide, particles))
+            values, log_q = one(key, objective.plated(guide, particles, self.outermost))
         else:
             keys = key[None] if particles == 1 else jax.random.split(key, particles)
             values, log_q = jax.vmap(partial(one, program=guide))(keys)
@@ -119,18 +123,23 @@ class Judging(Realised):
         model, _ = self.programs(parameters, training=False)
         count = len(next(iter(latents.values())))
 
-        def one(latents: dict[str, Array], program: Function) -> Array:
+        def one(latents: dict[str, Any], program: Function) -> Array:
             fixed = handlers.condition(handlers.seed(program, jax.random.key(0)), data=latents)
             return self._log_prob(handlers.trace(fixed).get_trace(arrays))
 
         if self.broadcasts:
             return jnp.broadcast_to(
-                one(latents, objective.plated(model, count)), (count, arrays["weight"].shape[0])
+                one(latents, objective.plated(model, count, self.outermost)), (count, arrays["weight"].shape[0])
             )
         return jax.vmap(partial(one, program=model))(latents)
 
     def _log_prob(self, trace: Any) -> Array:
         return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
+
+    def _layout(self, site: Any) -> dict[str, Any]:
+        """Where `by_row` finds the rows of a site; the steps of a scan stand before its other dimensions."""
+        plate = [frame.dim for frame in site["cond_indep_stack"] if frame.name == self.pair.plate]
+        return {"event": site["fn"].event_dim, "plate": plate[0] if plate else None}
 
     def _traced_posterior(self, parameters: Parameters, arrays: Any) -> dict[str, tuple[Array, Array]]:
         _, guide = self.programs(parameters, training=False)
@@ -147,3 +156,7 @@ class Judging(Realised):
 
 def to_numpy(array: Array) -> np.ndarray:
     return np.asarray(array, np.float64)
+
+
+def _key(seed: int) -> Array:
+    return seeded(derive(seed, "evaluate"))

@@ -116,9 +116,7 @@ class RecurrentDecoder(Recurrent):
         """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
         word_key, state_key = (None, None) if key is None else jax.random.split(key)
         states = _dropout(self.states(z, inputs, key=word_key), self.spec.dropout, state_key)
-        return TokenSequence(
-            states, self.output_weight, lengths, decoder=self, z=z, precision=self.precision
-        )
+        return TokenSequence(states, self.output_weight, lengths, decoder=self, z=z, precision=self.precision)
 
     def states(self, z: Array | None, inputs: Array, *, key: Array | None = None) -> Array:
         """Teacher-forced states (B, T, H) or (S, B, T, H), before the output dropout."""
@@ -185,7 +183,9 @@ class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
-        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[self.spec.activation]
+        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[
+            self.spec.activation
+        ]
         for layer in range(len(self.spec.hidden) + 1):
             if layer:
                 x = activation(x)

@@ -21,23 +21,29 @@ PARTICLES = "particles"
 
 
 def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, particles: int = 1
+    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, particles: int = 1, dim: int = -2
 ) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along dimension −2."""
+    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along `dim`."""
     if particles > 1:
-        model, guide = (plated(program, particles) for program in (model, guide))
+        model, guide = (plated(program, particles, dim) for program in (model, guide))
     model_key, guide_key = jax.random.split(key)
     guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args)
     replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
     return guide_trace, handlers.trace(replayed).get_trace(*args)
 
 
-def plated(program: Callable[..., Any], particles: int) -> Callable[..., Any]:
+def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
     def run(*args: Any) -> None:
-        with numpyro.plate(PARTICLES, particles, dim=-2):
+        with numpyro.plate(PARTICLES, particles, dim=dim):
             program(*args)
 
     return run
+
+
+def outermost(*traces: Any) -> int:
+    """The dimension to the left of every plate of these traces: where the particles go."""
+    frames = (frame for trace in traces for site in sites(trace).values() for frame in site["cond_indep_stack"])
+    return min((frame.dim for frame in frames), default=-1) - 1
 
 
 def sites(trace: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +65,11 @@ def terms(
     result = Terms({}, {}, {}, {}, weight if weight is not None else jnp.ones(rows))
     for site, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
+        _refuse_scale(site, p, guide.get(site), data_size, rows)
         if p["is_observed"]:
             result.log_likelihood[site] = datum(p["fn"].log_prob(p["value"]))
             continue
         q = guide[site]
-        _refuse_scale(site, p, q, data_size, rows)
         result.log_prior[site] = datum(p["fn"].log_prob(p["value"]))
         result.log_posterior[site] = datum(q["fn"].log_prob(q["value"]))
         kl = analytic_kl(q["fn"], p["fn"])
@@ -153,8 +159,8 @@ class _PerDatum:
         if self.share is None:
             return value
         rows, data_size = self.share
-        shape = (rows, value.shape[-1]) if event else (rows,)
-        return jnp.broadcast_to(jnp.expand_dims(value / data_size, -2 if event else -1), shape)
+        axis = -2 if event else -1
+        return jnp.repeat(jnp.expand_dims(value / data_size, axis), rows, axis)
 
 
 def _frames(model: Mapping[str, Any], plate: str) -> list[Any]:
@@ -175,13 +181,17 @@ def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None
         raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
 
 
-def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any], data_size: int, rows: int) -> None:
-    scales = [float(1.0 if site["scale"] is None else site["scale"]) for site in (p, q)]
+def _refuse_scale(
+    name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int
+) -> None:
+    """Terms are unscaled: a scale that is not the plate's own would be lost. q: None for an observed site."""
+    scales = [float(1.0 if site["scale"] is None else site["scale"]) for site in (p, q or p)]
     allowed = (1.0, data_size / rows)
     if any(all(abs(scale - right) > 1e-6 * right for right in allowed) for scale in scales) or (
         abs(scales[0] - scales[1]) > 1e-6 * scales[0]
     ):
+        guide = "" if q is None else f" and {scales[1]:g} in the guide"
         raise BadInput(
-            f"the site {name!r} is scaled by {scales[0]:g} in the model and {scales[1]:g} in the guide, where the data "
-            f"plate gives {data_size / rows:g}: leave weights out of programs and set divergence.weight"
+            f"the site {name!r} is scaled by {scales[0]:g} in the model{guide}, where the data plate gives "
+            f"{data_size / rows:g}: leave weights out of programs and set divergence.weight"
         )

@@ -61,7 +61,7 @@ class PPL:
         return numpyro.handlers.mask(mask=mask)
 
     def module(self, name: str, network: Network | Any) -> Callable[..., Any]:
-        module = self.modules[name] if isinstance(network, Network) else network
+        module: Any = self.modules[name] if isinstance(network, Network) else network
         self.used.add(name)
         if self.register:
             arrays, rest = eqx.partition(module, eqx.is_inexact_array)
@@ -79,6 +79,11 @@ class PPL:
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape, self.dtype)
+
+
+def seeded(seed: int) -> Array:
+    """The key of a derived seed (`engines.seeds.derive`)."""
+    return jax.random.wrap_key_data(jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32), impl="threefry2x32")
 
 
 def _takes_key(module: Any) -> bool:

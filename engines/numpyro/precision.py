@@ -1,7 +1,7 @@
 """Matrix products with bfloat16 operands and float32 accumulation, for float32 arrays.
 
-Operands are rounded before the product, results and everything around the products stay float32; float64 is never
-touched. XLA takes the processor's bfloat16 units (AMX) or the GPU's for such products.
+Operands are rounded before the product; results and everything around the products stay float32, and float64 is
+never touched. XLA takes the processor's bfloat16 units (AMX), or the GPU's, for such products.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from ...models.errors import BadInput
 
@@ -22,33 +23,66 @@ def check_precision(precision: str) -> str:
     return precision
 
 
+def products_in(precision: str, dtype: DTypeLike) -> DTypeLike:
+    """What operands of `dtype` are rounded to for products of `precision`."""
+    return jnp.bfloat16 if precision == "bfloat16" and dtype == jnp.float32 else dtype
+
+
 def product(x: Array, weight: Array, precision: str = "float32") -> Array:
     """x Wᵀ: (…, in), (out, in) to (…, out), as one product of two matrices."""
     flat = x.reshape(-1, x.shape[-1])
-    out = _rounded(flat, weight) if precision == "bfloat16" and x.dtype == jnp.float32 else dot(flat, weight)
+    out = (_rounded if products_in(precision, x.dtype) != x.dtype else _dot)(flat, weight)
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def dot(x: Array, y: Array, contract: tuple[int, int] = (1, 1)) -> Array:
-    """The product of two matrices over the axes `contract`; bfloat16 operands give float32."""
-    kind = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
-    axes = (((contract[0],), (contract[1],)), ((), ()))
+def product_with(upstream: Array, weight: Array, precision: str = "float32") -> Array:
+    """u W: (…, out), (out, in) to (…, in): the gradient of x. A transposed W in `product` would lose bfloat16."""
+    operand = products_in(precision, upstream.dtype)
+    flat = upstream.reshape(-1, upstream.shape[-1]).astype(operand)
+    return _dot(flat, weight.astype(operand), 1, 0).reshape(*upstream.shape[:-1], weight.shape[1])
+
+
+def product_over_rows(upstream: Array, x: Array, precision: str = "float32") -> Array:
+    """uᵀ x: (…, out), (…, in) to (out, in): the gradient of W."""
+    upstream, x = upstream.reshape(-1, upstream.shape[-1]), x.reshape(-1, x.shape[-1])
+    operand = products_in(precision, upstream.dtype)
+    if operand == upstream.dtype:
+        return _dot(upstream, x, 0, 0)
+    return _rounded_rows(upstream.astype(operand), x.astype(operand))
+
+
+def _dot(x: Array, y: Array, over: int = 1, other: int = 1) -> Array:
+    """The product over axis `over` of x and `other` of y. HIGHEST: float32 is float32 on a GPU as well, not TF32."""
+    axes = (((over,), (other,)), ((), ()))
+    kind = jnp.promote_types(x.dtype, jnp.float32)
     return jax.lax.dot_general(x, y, axes, precision=jax.lax.Precision.HIGHEST, preferred_element_type=kind)
+
+
+def _rounded_rows(x: Array, y: Array) -> Array:
+    """xᵀ y of bfloat16 matrices, with the smaller one transposed.
+
+    XLA has no fast product over the first axis of a left operand, and folds a plain transpose into the product
+    again; the rows of zeros keep it a copy.
+    """
+    if x.shape[1] > y.shape[1]:
+        return _rounded_rows(y, x).T
+    turned = jnp.pad(x.T, ((0, 16), (0, 0)))
+    return _dot(turned, y, 1, 0)[: x.shape[1]]
 
 
 @jax.custom_vjp
 def _rounded(x: Array, weight: Array) -> Array:
-    return dot(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
+    return _dot(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
 
 
 def _rounded_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
     x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
-    return dot(x, weight), (x, weight)
+    return _dot(x, weight), (x, weight)
 
 
 def _rounded_bwd(operands: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
     (x, weight), upstream = operands, upstream.astype(jnp.bfloat16)
-    return dot(upstream, weight, (1, 0)), dot(upstream, x, (0, 0))
+    return _dot(upstream, weight, 1, 0), _rounded_rows(upstream, x)
 
 
 _rounded.defvjp(_rounded_fwd, _rounded_bwd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
 from . import networks, objective
-from .ppl import PPL
+from .ppl import PPL, seeded
 
 Parameters = dict[str, Array]
 Function = Callable[[Any], None]
@@ -37,6 +37,7 @@ class Realised:
         self.native: _Native | None = None
         self.side: dict[str, str] = {}
         self.broadcasts = False
+        self.outermost = -2
 
     def programs(self, parameters: Parameters, *, training: bool) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays, with these parameters."""
@@ -49,11 +50,12 @@ class Realised:
                 lambda arrays: model(ppl, StoryBatch(arrays, size), modules),
                 lambda arrays: guide(ppl, StoryBatch(arrays, size), modules),
             )
-        values = self.native.constrained(parameters) if self.native else {}
-        return (
-            lambda arrays: handlers.substitute(model, data=values)(arrays, size),
-            lambda arrays: handlers.substitute(guide, data=values)(arrays, size),
-        )
+        values: dict[str, Any] = self.native.constrained(parameters) if self.native else {}
+
+        def substituted(program: Callable[..., Any]) -> Function:
+            return lambda arrays: cast(None, handlers.substitute(program, data=values)(arrays, size))
+
+        return substituted(model), substituted(guide)
 
     def modules(self, parameters: Parameters) -> dict[str, Any]:
         return {name: network.module(parameters) for name, network in self.networks.items()}
@@ -65,13 +67,14 @@ class Realised:
         for network in self.networks.values():
             every |= network.initial
         model, guide = self.programs(every, training=True)
-        guide_key, model_key = jax.random.split(key(self.settings.seed, "init"))
+        guide_key, model_key = jax.random.split(seeded(derive(self.settings.seed, "init")))
         guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(arrays)
         in_guide = self._used()
         replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(arrays)
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+        self.outermost = objective.outermost(guide_trace, model_trace)
         scans = any(site["type"] == "control_flow" for site in (*guide_trace.values(), *model_trace.values()))
         self.broadcasts = self.pair.engine is None and not scans
         if self.pair.engine is None:
@@ -141,12 +144,6 @@ class _Native:
     def constrained(self, parameters: Parameters) -> dict[str, Any]:
         values = jax.tree_util.tree_unflatten(self.treedef, [parameters[name] for name in self.names])
         return {site: self.transforms[site](value) for site, value in values.items()}
-
-
-def key(seed: int, purpose: str) -> Array:
-    """The key of one purpose of the run seeded with `seed`."""
-    derived = derive(seed, purpose)
-    return jax.random.wrap_key_data(np.array([derived >> 32, derived & 0xFFFFFFFF], np.uint32), impl="threefry2x32")
 
 
 def _dotted(path: Any) -> str:

@@ -32,8 +32,9 @@ SAFE = 1e20  # a sum of exponentials within 1/SAFE … SAFE has lost nothing to 
 def token_log_prob(
     states: Tensor, weight: Tensor, targets: Tensor, lengths: Tensor, *, precision: str = "float32"
 ) -> Tensor:
-    """Σ_{t < lengths} log softmax(W h_t)[x_t]: states (…, T, H), weight (V, H), targets (…, T), lengths (…) to (…).
+    """Σ_{t < lengths} log softmax(W h_t)[x_t].
 
+    states (…, T, H), weight (V, H), targets (…, T) and lengths (…) to (…).
     Targets and lengths broadcast against the states' batch. Gradients are exact, for states and weight.
     """
     batch, steps = states.shape[:-2], states.shape[-2]
@@ -143,7 +144,7 @@ class _TokenLogProb(torch.autograd.Function):
         ctx.save_for_backward(states, weight, targets)
         tile = _tiles.take(states, _tile_rows(len(states), len(weight)), len(weight))
         result = states.new_empty(len(states))
-        ctx.last = before = None
+        ctx.last = None
         with products_in(precision):
             for at in _walk(states, weight, targets, tile, result):
                 if ctx.dstates is not None:
@@ -213,8 +214,8 @@ class TokenSequence(TorchDistribution):
     ) -> None:
         if states.dim() < 2 or states.shape[-1] != weight.shape[-1]:
             raise BadInput(
-                f"states of shape {tuple(states.shape)} do not fit a projection of shape {tuple(weight.shape)}: "
-                "(…, T, H) and (V, H) do"
+                f"states of shape {tuple(states.shape)} do not fit a projection of shape "
+                f"{tuple(weight.shape)}: (…, T, H) and (V, H) do"
             )
         self.states, self.weight, self.lengths = states, weight, lengths
         self.decoder, self.z, self.precision = decoder, z, precision
@@ -243,7 +244,8 @@ class TokenSequence(TorchDistribution):
             batch = torch.broadcast_shapes(self.batch_shape, rows)
         except RuntimeError:
             raise BadInput(
-                f"sentences of shape {tuple(value.shape)} do not fit a batch of shape {tuple(self.batch_shape)}"
+                f"sentences of shape {tuple(value.shape)} do not fit a batch of shape "
+                f"{tuple(self.batch_shape)}"
             ) from None
         states = self.states.expand(*rows, *self.states.shape[-2:])
         scored = token_log_prob(states, self.weight, value, self.lengths, precision=self.precision)

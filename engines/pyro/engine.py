@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +80,22 @@ class Program(Judging):
         return {key: value.cpu().numpy().copy() for table in found for key, value in table.items()}
 
     def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State:
+        check(slots, self._slot_shapes(state, slots), "optimiser's slots")
         arrays = {key: torch.as_tensor(np.array(value)) for key, value in slots.items()}
         for side, optimiser in state.optimisers.items():
             optimise.load_slots(optimiser, self._of(side, state.parameters), arrays)
         return state
+
+    def _slot_shapes(self, state: State, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Slots come with the first step: a side has all of its kinds, for all parameters it has stepped."""
+        found: dict[str, tuple[int, ...]] = {}
+        pairs = [key.partition("/")[::2] for key in names]
+        for side in state.optimisers:
+            own = self._of(side, state.parameters)
+            kinds = {kind for kind, name in pairs if name in own}
+            stepped = {name for _, name in pairs if name in own}
+            found |= {f"{kind}/{name}": () if kind == "step" else tuple(own[name].shape) for kind in kinds for name in stepped}
+        return found
 
     def sides(self, state: State) -> dict[str, str]:
         return dict(self.side)

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
+from ..draws import by_row
 from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..terms import Terms
 from . import objective
-from .ppl import base_name
+from .ppl import _base_name
 from .programs import Function, Realised
 
 
@@ -28,11 +28,12 @@ class Judging(Realised):
         with self._evaluation(seed):
             found = self.terms_of(self.arrays(batch), particles)
         rows = len(batch["weight"])
-        sampled = [
+        likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
             for table in (found.log_likelihood, found.log_prior, found.log_posterior)
-        ]
-        return Terms(*sampled, {site: to_numpy(kl) for site, kl in found.kl.items()}, to_numpy(found.weight))
+        )
+        kl = {site: to_numpy(kl) for site, kl in found.kl.items()}
+        return Terms(likelihood, prior, posterior, kl, to_numpy(found.weight))
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         model, guide = self.programs()
@@ -58,17 +59,22 @@ class Judging(Realised):
             return {
                 name: _describe(site["fn"])
                 for name, site in objective.sites(trace).items()
-                if base_name(name, site) == name and self._is_local(site)
+                if _base_name(name, site) == name and self._is_local(site)
             }
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         _, guide = self.programs()
-        arrays = self.arrays(batch)
+        arrays, rows = self.arrays(batch), len(batch["weight"])
         with self._evaluation(seed):
             if self.broadcasts:
-                return _values(self._plated_trace(guide, arrays, particles))
-            one = [_values(poutine.trace(guide).get_trace(arrays)) for _ in range(particles)]
-        return {site: np.stack([draw[site] for draw in one]) for site in one[0]}
+                trace = self._plated_trace(guide, arrays, particles)
+                found = _values(trace)
+            else:
+                traces = [poutine.trace(guide).get_trace(arrays) for _ in range(particles)]
+                trace, each = traces[0], [_values(trace) for trace in traces]
+                found = {site: np.stack([draw[site] for draw in each]) for site in each[0]}
+        where = {_base_name(name, site): self._layout(name, site) for name, site in objective.sites(trace).items()}
+        return {site: by_row(value, **where[site], rows=rows) for site, value in found.items()}
 
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
         with self._evaluation(seed):
@@ -93,7 +99,7 @@ class Judging(Realised):
         model, guide = self.programs()
         if particles > 1 and not self.broadcasts:
             return _stack([self.terms_of(arrays, 1) for _ in range(particles)])
-        both = objective.traces(model, guide, arrays, particles=particles)
+        both = objective.traces(model, guide, arrays, particles=particles, dim=self.outermost)
         return objective.terms(
             *both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"]
         )
@@ -103,14 +109,19 @@ class Judging(Realised):
         return self.networks["decoder"].eval()
 
     def _plated_trace(self, program: Function, arrays: Any, particles: int) -> Any:
-        plated = pyro.plate(objective.PARTICLES, particles, dim=-2)(program)
-        return poutine.trace(plated).get_trace(arrays)
+        return poutine.trace(objective.plated(program, particles, self.outermost)).get_trace(arrays)
 
     def _log_prob(self, trace: Any) -> Tensor:
         return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
 
     def _is_local(self, site: Any) -> bool:
         return any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
+
+    def _layout(self, name: str, site: Any) -> dict[str, Any]:
+        """Where `by_row` finds the rows of a site; the steps of a scan stand before its event."""
+        plate = [frame.dim for frame in site["cond_indep_stack"] if frame.name == self.pair.plate]
+        event = len(site["fn"].event_shape) + (_base_name(name, site) != name)
+        return {"event": event, "plate": plate[0] if plate else None}
 
     @contextmanager
     def _evaluation(self, seed: int) -> Iterator[None]:
@@ -127,7 +138,7 @@ def _values(trace: Any) -> dict[str, np.ndarray]:
     """Latents of one trace; the steps of a scan come out as one array with time before the event."""
     steps: dict[str, list[Any]] = {}
     for name, site in objective.sites(trace).items():
-        steps.setdefault(base_name(name, site), []).append((name, site))
+        steps.setdefault(_base_name(name, site), []).append((name, site))
     found = {}
     for story_name, occurrences in steps.items():
         values = [to_numpy(site["value"]) for _, site in occurrences]
@@ -138,9 +149,7 @@ def _values(trace: Any) -> dict[str, np.ndarray]:
 
 
 def _describe(fn: Any) -> Posterior:
-    base = fn
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base, _ = objective.peel(fn)
     family = "normal" if isinstance(base, Normal) else type(base).__name__
     rows = fn.batch_shape.numel()
     return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))
@@ -148,8 +157,9 @@ def _describe(fn: Any) -> Posterior:
 
 def _stack(terms: list[Terms]) -> Terms:
     """(S, B) terms from S single draws."""
-    tables = [
-        {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
-        for table in ("log_likelihood", "log_prior", "log_posterior", "kl")
-    ]
-    return Terms(*tables, terms[0].weight)
+
+    def stacked(table: str) -> dict[str, Tensor]:
+        return {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
+
+    likelihood, prior, posterior, kl = map(stacked, ("log_likelihood", "log_prior", "log_posterior", "kl"))
+    return Terms(likelihood, prior, posterior, kl, terms[0].weight)

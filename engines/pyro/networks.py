@@ -93,8 +93,9 @@ class Recurrent(Realised):
         projected = product(embedded, self._input_weights()[0], self.precision)
         constant = self._constant(z, shape)
         if self.spec.kind == "lstm":
-            return lstm(projected, constant, *initial, self.weight_hh, self.precision)
-        return gru(projected, constant, *initial, self.weight_hh, self.bias_hh, self.precision)
+            h, c = initial
+            return lstm(projected, constant, h, c, self.weight_hh, self.precision)
+        return gru(projected, constant, initial[0], self.weight_hh, self.bias_hh, self.precision)
 
     def _initial(self, z: Tensor | None, shape: tuple[int, int]) -> State:
         """h_0 and, for an LSTM, c_0, each (S, B, H)."""
@@ -153,14 +154,14 @@ class RecurrentDecoder(Recurrent):
 
     @torch.no_grad()
     def start(self, z: Tensor | None, rows: int) -> State:
-        """The state before the first token: h, (c,) and z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
+        """The state before the first token, from z (rows or 1, Z): h, (c,) and z's part of the gates."""
         shape = (1, rows)
         z = self._latent(z, shape)
         return tuple(part[0] for part in (*self._initial(z, shape), self._constant(z, shape)))
 
     @torch.no_grad()
     def step(self, state: State, tokens: Tensor) -> tuple[State, Tensor]:
-        """The state after `tokens` (N,), and the logits (N, V) of the next ones. Without dropout and gradients."""
+        """The state after `tokens` (N,), and the logits (N, V) of the next ones; no dropout, no gradients."""
         *before, constant = state
         with products_in(self.precision):
             after = self._cell(before, constant, F.embedding(tokens, self.embedding))
@@ -174,7 +175,7 @@ class RecurrentDecoder(Recurrent):
 
 
 class RecurrentEncoder(Recurrent):
-    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after the `lengths`-th token."""
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after that many tokens."""
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         rows = len(tokens)

@@ -8,23 +8,37 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ...models.errors import BadInput
 from ..terms import Terms
-from .ppl import base_name
+from .ppl import _base_name
 
 PARTICLES = "particles"
 
 
-def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along dimension −2."""
+def traces(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1, dim: int = -2
+) -> tuple[Any, Any]:
+    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along `dim`."""
     if particles > 1:
-        model, guide = (pyro.plate(PARTICLES, particles, dim=-2)(program) for program in (model, guide))
+        model, guide = (plated(program, particles, dim) for program in (model, guide))
     guide_trace = poutine.trace(guide).get_trace(*args)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
     return guide_trace, model_trace
+
+
+def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
+    """`program` in an outer plate of S particles."""
+    return pyro.plate(PARTICLES, particles, dim=dim)(program)
+
+
+def outermost(*traces: Any) -> int:
+    """The dimension to the left of every plate of these traces: where the particles go."""
+    frames = (frame for trace in traces for site in sites(trace).values() for frame in site["cond_indep_stack"])
+    return min((frame.dim for frame in frames if frame.vectorized), default=-1) - 1
 
 
 def sites(trace: Any) -> dict[str, Any]:
@@ -48,12 +62,12 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
     result = Terms({}, {}, {}, {}, weight if weight is not None else torch.ones(rows))
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
-        site = base_name(name, p)
+        site = _base_name(name, p)
+        _refuse_scale(site, p, guide.get(name), data_size, rows)
         if p["is_observed"]:
             _add(result.log_likelihood, site, datum(p["fn"].log_prob(p["value"])))
             continue
         q = guide[name]
-        _refuse_scale(name, p, q, data_size, rows)
         _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
         _add(result.log_posterior, site, datum(q["fn"].log_prob(q["value"])))
         kl = analytic_kl(q["fn"], p["fn"])
@@ -74,18 +88,25 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
 
 def analytic_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""
-    depth = 0
-    while isinstance(q, Independent) and isinstance(p, Independent):
-        depth += q.reinterpreted_batch_ndims
-        q, p = q.base_dist, p.base_dist
+    (q_base, q_depth), (p_base, p_depth) = peel(q), peel(p)
+    factorises = q_depth == p_depth == len(q.event_shape) > 0
     try:
-        kl = kl_divergence(q, p)
+        kl = kl_divergence(q_base, p_base) if factorises else kl_divergence(q, p)
     except NotImplementedError:
         return None
-    return kl.flatten(-depth) if depth else kl.unsqueeze(-1)
+    return kl.flatten(-q_depth) if factorises else kl.unsqueeze(-1)
 
 
-class Loss(pyro.infer.ELBO):
+def peel(fn: Any) -> tuple[Any, int]:
+    """The distribution of one coordinate, and how many event dimensions are independent copies of it."""
+    depth = 0
+    while isinstance(fn, Independent):
+        depth += fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    return fn, depth
+
+
+class Loss(ELBO):
     """An objective as the `loss=` of stock `pyro.infer.SVI`: −Σ over the data, corpus-scaled as Pyro's own.
 
     Args:
@@ -144,7 +165,8 @@ class _PerDatum:
         if self.share is None:
             return value
         rows, data_size = self.share
-        return (value / data_size).unsqueeze(-2 if event else -1).expand(*([rows, value.shape[-1]] if event else [rows]))
+        shared = (value / data_size).unsqueeze(-2 if event else -1)
+        return shared.expand(*shared.shape[:-2], rows, -1) if event else shared.expand(*shared.shape[:-1], rows)
 
 
 def _add(table: dict[str, Tensor], site: str, value: Tensor) -> None:
@@ -169,13 +191,17 @@ def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None
         raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
 
 
-def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any], data_size: int, rows: int) -> None:
-    scales = [float(site["scale"]) for site in (p, q)]
+def _refuse_scale(
+    name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int
+) -> None:
+    """Terms are unscaled: a scale that is not the plate's own would be lost. q: None for an observed site."""
+    scales = [float(site["scale"]) for site in (p, q or p)]
     allowed = (1.0, data_size / rows)
     if any(all(abs(scale - right) > 1e-6 * right for right in allowed) for scale in scales) or (
         abs(scales[0] - scales[1]) > 1e-6 * scales[0]
     ):
+        guide = "" if q is None else f" and {scales[1]:g} in the guide"
         raise BadInput(
-            f"the site {name!r} is scaled by {scales[0]:g} in the model and {scales[1]:g} in the guide, where the data "
-            f"plate gives {data_size / rows:g}: leave weights out of programs and set divergence.weight"
+            f"the site {name!r} is scaled by {scales[0]:g} in the model{guide}, where the data plate gives "
+            f"{data_size / rows:g}: leave weights out of programs and set divergence.weight"
         )

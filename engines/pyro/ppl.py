@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...models.spec import Network
 
-TIME = "time step"
+_TIME = "time step"
 
 
 class PPL:
@@ -37,7 +37,7 @@ class PPL:
 
     def __init__(
         self,
-        modules: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module] | nn.ModuleDict,
         *,
         register: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -54,7 +54,7 @@ class PPL:
     def plate(self, name: str, size: int, *, subsample: Tensor | None = None, dim: int | None = None) -> Any:
         return pyro.plate(name, size, subsample=subsample, dim=dim)
 
-    def mask(self, mask: Tensor) -> Any:
+    def mask(self, mask: Any) -> Any:
         return pyro.poutine.mask(mask=mask)
 
     def module(self, name: str, network: Network | nn.Module) -> Callable[..., Any]:
@@ -86,13 +86,13 @@ class _Step(Messenger):
         self.time = time
 
     def _pyro_sample(self, msg: Any) -> None:
-        msg["infer"] = {**(msg["infer"] or {}), TIME: (msg["name"], self.time)}
+        msg["infer"] = {**(msg["infer"] or {}), _TIME: (msg["name"], self.time)}
         msg["name"] = f"{msg['name']}[{self.time}]"
 
 
-def base_name(name: str, site: Mapping[str, Any]) -> str:
+def _base_name(name: str, site: Mapping[str, Any]) -> str:
     """The name of a site in the story: `z` for `z[3]` inside a scan."""
-    return (site["infer"] or {}).get(TIME, (name, None))[0]
+    return (site["infer"] or {}).get(_TIME, (name, None))[0]
 
 
 def _unbind(xs: Any) -> Iterator[Any]:

@@ -38,6 +38,7 @@ class Realised:
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
+        self.outermost = -2
 
     def programs(self) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays."""
@@ -60,7 +61,8 @@ class Realised:
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(arrays)
             in_model = self._used() | {_neutral(name) for name in model_trace.param_nodes} - in_guide
             objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
-        found = {
+            self.outermost = objective.outermost(guide_trace, model_trace)
+        found: Parameters = {
             f"{name}.{weight}": parameter
             for name, network in self.networks.items()
             if name in in_guide | in_model
@@ -86,7 +88,7 @@ class Realised:
     def running(self, seed: int) -> Iterator[None]:
         """Programs run with a seed of their own; stories unvalidated, native ones in their parameter store."""
         around = (
-            pyro.validation_enabled(False)  # pyright: ignore[reportAttributeAccessIssue]
+            pyro.validation_enabled(False)
             if self.pair.engine is None
             else pyro.get_param_store().scope(self.store)  # pyright: ignore[reportArgumentType]
         )
@@ -111,5 +113,7 @@ def _nothing(*_: Any) -> None:
 
 
 def _refuse_settings(settings: Settings) -> None:
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"the device {settings.device!r} was asked for and PyTorch finds no GPU here: use --device cpu")
+    kind, _, number = settings.device.partition(":")
+    here = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(number or 0) >= here:
+        raise BadInput(f"the device {settings.device!r} was asked for and PyTorch finds {here or 'no'} GPU here: use --device cpu")

@@ -1,7 +1,8 @@
 """The time loop of one recurrent layer, with a backward pass of its own.
 
     LSTM   i, f, o = σ(·), g = tanh(·) of  u_t + a + W h_{t-1};   c_t = f c_{t-1} + i g;   h_t = o tanh(c_t)
-    GRU    r, z = σ(u_t + a + W h_{t-1} + b);   n = tanh(u_t + a + r (W h_{t-1} + b));   h_t = n + z (h_{t-1} − n)
+    GRU    r, z = σ(·), n = tanh(u_t + a + r (W h_{t-1} + b));   h_t = n + z (h_{t-1} − n),
+           · = u_t + a + W h_{t-1} + b
 
 u_t is the part of the input projection that differs from step to step and is shared by the particles, a the
 part that holds for all steps; both come from one product outside the loop. The backward pass is linear in the
@@ -36,7 +37,7 @@ def by_library(kind: str, x: Tensor, initial: tuple[Tensor, ...], *weights: Tens
     """States (T, S, B, H) of torch's own layer; `weights` are W_ih, W_hh, b_ih, b_hh."""
     flat = x.flatten(1, 2)
     start = tuple(state.reshape(1, flat.shape[1], -1) for state in initial)
-    # biases, layers, dropout, training, bidirectional, batch first; cuDNN differentiates in training mode only
+    # biases, layers, dropout, training (cuDNN differentiates in this mode only), bidirectional, batch first
     options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")

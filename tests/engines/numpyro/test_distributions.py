@@ -94,7 +94,9 @@ def test_rows_of_a_map_are_rows_of_a_batch(case):
     states, weight, targets, lengths = case
     many = jnp.stack([states, states * 2])
     upstream = jnp.asarray(np.random.default_rng(3).standard_normal(many.shape[:-2]))
-    found = jax.vmap(lambda s, u: gradients_of(token_log_prob)(s, weight, targets, lengths, u))(many, upstream)
+    found = jax.vmap(lambda s, u: gradients_of(token_log_prob)(s, weight, targets, lengths, u))(
+        many, upstream
+    )
     for index in range(2):
         wanted = gradients_of(naive)(many[index], weight, targets, lengths, upstream[index])
         close(jax.tree.map(lambda x, i=index: x[i], found), wanted)

@@ -1,6 +1,5 @@
 """The likelihood of a sentence against log_softmax and gather, its gradients, its samples and its memory."""
 
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -188,8 +187,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_is_far_below_batch_time_vocabulary():
-    """32 × 22 × 50,000 logits are 141 MB, twice that with their gradient; the weight's own gradient is 13 MB."""
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    """32 × 22 × 50,000 logits are 141 MB, twice that with their gradient; the weight's own is 13 MB."""
     grown = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True).stdout
     assert int(grown) * 1024 < 0.35 * 32 * 22 * 50_000 * 4
 

@@ -8,13 +8,11 @@ from torch import nn
 from guidebook.engines.pyro import networks
 from guidebook.engines.pyro.dropout import dropped
 from guidebook.engines.pyro.networks import realise
-from guidebook.engines.pyro.recurrence import gru, lstm
 from guidebook.guides.encoders import GRUEncoder, LSTMEncoder
 from guidebook.guides.posteriors import DiagonalNormal
 from guidebook.models.decoders import GRUDecoder, LSTMDecoder
 from guidebook.models.errors import BadInput
 from guidebook.models.mlp import MLP
-from guidebook.models.priors import StandardNormal
 from guidebook.models.spec import Network
 
 torch.set_num_threads(1)
@@ -168,41 +166,6 @@ def test_encoder_is_the_plain_loop(kind, data):
 
 
 @kinds
-def test_lstm_and_gru_agree_with_torch(kind):
-    torch.manual_seed(0)
-    theirs = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](E, H).double()
-    x = torch.randn(T, B, E, dtype=torch.float64)
-    zero = torch.zeros(1, B, H, dtype=torch.float64)
-    projected = x @ theirs.weight_ih_l0.t()
-    constant = (theirs.bias_ih_l0 + (theirs.bias_hh_l0 if kind == "lstm" else 0)).expand(1, B, -1)
-    if kind == "lstm":
-        ours = lstm(projected, constant, zero, zero, theirs.weight_hh_l0)
-    else:
-        ours = gru(projected, constant, zero, theirs.weight_hh_l0, theirs.bias_hh_l0)
-    reference = theirs(x)[0]
-    close(ours[:, 0], reference.detach().numpy())
-    probe = torch.randn_like(reference)
-    wanted = torch.autograd.grad((reference * probe).sum(), list(theirs.parameters()))
-    found = torch.autograd.grad((ours[:, 0] * probe).sum(), list(theirs.parameters()))
-    for one, other in zip(found, wanted, strict=True):
-        close(one, other.numpy())
-
-
-@kinds
-def test_time_loop_has_exact_gradients(kind):
-    def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    torch.manual_seed(0)
-    gates = {"lstm": 4, "gru": 3}[kind] * 3
-    common = (draw(3, 2, gates), draw(2, 2, gates), draw(2, 2, 3))
-    if kind == "lstm":
-        assert torch.autograd.gradcheck(lstm, (*common, draw(2, 2, 3), draw(gates, 3)))
-    else:
-        assert torch.autograd.gradcheck(gru, (*common, draw(gates, 3), draw(gates)))
-
-
-@kinds
 def test_gradients_reach_every_parameter_exactly(kind, data):
     """Directional derivative of the whole decoder by central differences."""
     z, inputs, targets = data
@@ -344,20 +307,6 @@ def test_dropout_keeps_the_expectation_and_is_off_in_evaluation(data):
     assert ((outputs.mean(0) - plain).abs() < 6 * error + 1e-12).all()
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
-def test_dropout_is_its_definition(rate):
-    """Each of 4 strides within 6 standard errors of the rate: a false alarm in 40 million runs."""
-    torch.manual_seed(0)
-    x = torch.full((400, 1001), 2.0, requires_grad=True)
-    y = dropped(x, rate)
-    assert set(y.unique().tolist()) <= {0.0, torch.tensor(2 / (1 - round(rate * 2**16) / 2**16)).item()}
-    for stride in range(4):
-        zero = (y.flatten()[stride::4] == 0).double()
-        assert abs(zero.mean() - rate) <= 6 * (rate * (1 - rate) / len(zero)) ** 0.5 + 2**-17
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(gradient * 2, y)
-
-
 @kinds
 @pytest.mark.parametrize("latent", [Z, 0])
 def test_the_library_layer_that_cuda_takes_is_the_same(kind, latent, data, monkeypatch):
@@ -383,42 +332,6 @@ def test_outputs_drop_independently_per_particle_and_inputs_once(data):
     assert ((states[0] == 0) != (states[1] == 0)).any()
     both = (states != 0).all(0)
     assert torch.equal(states[0][both], states[1][both])
-
-
-def test_posterior_is_the_normal_of_its_head():
-    network = Network(DiagonalNormal(), {"features": H, "latent": Z})
-    weights = weights_of(network)
-    posterior = realise(network, weights, dtype="float64")
-    h = np.random.default_rng(0).standard_normal((B, H))
-    q = posterior(tensor(h))
-    assert (q.batch_shape, q.event_shape) == ((B,), (Z,))
-    loc, log_variance = np.split(h @ weights["weight"].T, 2, -1)
-    close(q.base_dist.loc, loc)
-    close(q.base_dist.scale, np.exp(log_variance / 2))
-
-
-def test_prior_is_standard_normal():
-    prior = realise(Network(StandardNormal(dim=Z)), {}, dtype="float64")()
-    assert (prior.batch_shape, prior.event_shape) == ((), (Z,))
-    z = np.random.default_rng(0).standard_normal((4, Z))
-    close(prior.log_prob(tensor(z)), -0.5 * (z**2).sum(-1) - Z / 2 * np.log(2 * np.pi))
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
-def test_mlp_is_its_equation(activation):
-    network = Network(MLP(inputs=3, outputs=2, hidden=(5, 4), activation=activation))
-    w = weights_of(network)
-    function = {
-        "tanh": np.tanh,
-        "relu": lambda x: np.maximum(x, 0),
-        "softplus": lambda x: np.log1p(np.exp(x)),
-    }
-    x = np.random.default_rng(0).standard_normal((2, 6, 3))
-    expected = x
-    for layer in range(3):
-        expected = (function[activation](expected) if layer else expected) @ w[f"weight_{layer}"].T
-        expected = expected + w[f"bias_{layer}"]
-    close(realise(network, w, dtype="float64")(tensor(x)), expected)
 
 
 @kinds

@@ -1,0 +1,126 @@
+"""What the tests that hold both engines share: a pair on an engine in float64, batches, and replayed latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from numpyro import handlers
+from pyro.poutine.messenger import Messenger
+
+from guidebook import engines
+from guidebook.engines.protocol import Control, OptimiserSpec, Settings
+from guidebook.inference import KL
+
+torch.set_num_threads(1)
+ENGINES = ("pyro", "numpyro")
+
+
+@pytest.fixture
+def _float64():
+    """JAX's 64-bit mode for one test. Small programs run once: compiling them is the time of these tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def program(engine, pair, networks=None, **settings):
+    """The pair realised on one engine: float64, plain SGD, no clipping, unless said otherwise."""
+    divergence = settings.pop("divergence", KL())
+    chosen = {"dtype": "float64", "optimisers": {side: OptimiserSpec("sgd") for side in ("model", "guide")}}
+    networks = pair.realisable(None, None) if networks is None and pair.engine is None else networks or {}
+    return engines.load(engine).Program(pair, networks, Settings(objective=divergence.objective(), **chosen | settings))
+
+
+def control(step=0, weight=1.0, rate=1.0):
+    return Control(step, weight, {"model": rate, "guide": rate})
+
+
+def gradients(fitted, state, *batches, weight=1.0):
+    """Parameter → gradient of the objective's mean over the rows, from one step of SGD; and the step's Info."""
+    before = fitted.weights(state)
+    after, info = fitted.step(state, batches, control(weight=weight))
+    moved = fitted.weights(after)
+    return {name: before[name] - moved[name] for name in before}, {key: float(value) for key, value in info.items()}
+
+
+def rows(arrays, filler=0):
+    """A batch of arrays, with `filler` copies of the first row that weigh nothing."""
+    count = len(next(iter(arrays.values())))
+    chosen = np.array([*range(count), *[0] * filler])
+    weight = np.array([1.0] * count + [0.0] * filler, np.float32)
+    return {name: np.asarray(array)[chosen] for name, array in arrays.items()} | {
+        "weight": weight,
+        "index": chosen.astype(np.int32),
+    }
+
+
+def sentences(*words, width=None, filler=0, unknown=()):
+    """A batch of sentences given as ids of their words; `unknown` places (row, t) of the inputs are hidden (id 3)."""
+    lengths = np.array([len(sentence) + 1 for sentence in words], np.int32)
+    tokens = np.zeros((len(words), (width or lengths.max()) + 1), np.int32)
+    for row, sentence in enumerate(words):
+        tokens[row, : len(sentence) + 2] = [1, *sentence, 2]
+    inputs = tokens[:, :-1].copy()
+    for place in unknown:
+        inputs[place] = 3
+    return rows({"tokens": tokens, "inputs": inputs, "targets": tokens[:, 1:], "lengths": lengths}, filler)
+
+
+class _Standardised(Messenger):
+    """Latents of a Pyro program set to mean + noise · standard deviation."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def _pyro_sample(self, msg):
+        if msg["name"] in self.noise and not msg["is_observed"]:
+            noise = torch.as_tensor(self.noise[msg["name"]])
+            msg["value"], msg["done"] = msg["fn"].mean + msg["fn"].stddev * noise, True
+
+
+def replaying(engine, pair, noise):
+    """The pair with its guide's draws made from this standard noise: both engines meet the same latents.
+
+    Gradients flow through the draw as they do through a reparameterised sample.
+    """
+
+    def in_pyro(*args):
+        with _Standardised(noise):
+            pair.guide(*args)
+
+    def standardised(site):
+        if site["type"] == "sample" and site["name"] in noise:
+            return site["fn"].mean + site["fn"].variance ** 0.5 * noise[site["name"]]
+        return None
+
+    def in_numpyro(*args):
+        handlers.substitute(lambda: pair.guide(*args), substitute_fn=standardised)()
+
+    if pair.guide is None:
+        return pair
+    return replace(pair, guide={"pyro": in_pyro, "numpyro": in_numpyro}[engine])
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def both():
+    return SimpleNamespace(
+        engines=ENGINES,
+        program=program,
+        control=control,
+        gradients=gradients,
+        rows=rows,
+        sentences=sentences,
+        replaying=replaying,
+    )

@@ -1,0 +1,213 @@
+"""With the same weights and the same latents both engines give the same numbers, to 1e-6 in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from guidebook.engines.protocol import OptimiserSpec
+from guidebook.guides import PAIRS
+from guidebook.inference import KL, FreeBits
+from guidebook.models import BadInput
+
+pytestmark = pytest.mark.usefixtures("_float64")
+V, Z, S = 11, 3, 3
+CLOSE = {"rtol": 1e-6, "atol": 1e-12}
+BOTH_SIDES = ("model", "guide")
+
+
+def small(spec, kind, tied):
+    """The pair's own tables, small: every part it has, at a few dimensions. Large weights, so that all of them matter."""
+    recurrent = {"kind": kind, "embedding": 5, "hidden": 5, "initial_scale": 0.6, "embedding_scale": 1.0}
+    parts = {
+        "prior": {"dim": Z},
+        "decoder": recurrent | {"dropout": 0.0, "tie_embeddings": tied},
+        "encoder": recurrent | {"embedding": 4, "hidden": 6},
+        "posterior": {"initial_scale": 0.8},
+    }
+    return spec.model_validate({name: part for name, part in parts.items() if name in spec.model_fields})
+
+
+@pytest.fixture(params=[(pair, kind, tied) for pair in PAIRS for kind in ("lstm", "gru") for tied in (False, True)])
+def chosen(request):
+    name, kind, tied = request.param
+    pair = PAIRS[name]
+    return pair, pair.realisable(small(pair.model_spec, kind, tied), small(pair.guide_spec, kind, tied), V)
+
+
+@pytest.fixture
+def batch(both):
+    words = ([4, 5, 6, 7], [8, 4], [], [10, 10, 9])
+    return both.sentences(*words, width=6, filler=1, unknown=((0, 2), (3, 1)))
+
+
+def pair_of_programs(both, pair, networks, batch, particles=1, same=True, **settings):
+    """The pair on both engines with the same weights and the same noise in the guide's draws."""
+    rng = np.random.default_rng(5)
+    shape = (len(batch["weight"]), Z) if particles == 1 else (particles, len(batch["weight"]), Z)
+    noise = {site: rng.standard_normal(shape) for site in pair.sites if site == "z"}
+    settings = {"data_size": 40, "divergence": KL(particles=particles)} | settings
+    found = []
+    for engine in both.engines:
+        program = both.program(engine, both.replaying(engine, pair, noise), networks, **settings)
+        found.append((program, program.init(batch)))
+    if same:
+        (first, state), (second, other) = found
+        found[1] = (second, second.load_weights(other, first.weights(state)))
+    return found
+
+
+def assert_same(ours, theirs, **tolerance):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], err_msg=name, **(tolerance or CLOSE))
+
+
+def test_initial_weights_are_equal_by_seed(both, chosen, batch):
+    pair, networks = chosen
+    for seed in (0, 3):
+        first, second = (
+            program.weights(state)
+            for program, state in pair_of_programs(both, pair, networks, batch, same=False, seed=seed)
+        )
+        assert_same(first, second, rtol=0)
+    sides = [program.sides(state) for program, state in pair_of_programs(both, pair, networks, batch)]
+    assert sides[0] == sides[1]
+    assert set(sides[0].values()) == ({"model"} if pair.guide is None else {"model", "guide"})
+
+
+@pytest.mark.parametrize("particles", [1, S])
+def test_terms_agree_per_site(both, chosen, batch, particles):
+    pair, networks = chosen
+    (pyro, state), (numpyro, other) = pair_of_programs(both, pair, networks, batch, particles)
+    ours = pyro.terms(state, batch, seed=1, particles=particles)
+    theirs = numpyro.terms(other, batch, seed=1, particles=particles)
+    for table in ("log_likelihood", "log_prior", "log_posterior", "kl"):
+        assert_same(getattr(ours, table), getattr(theirs, table))
+    np.testing.assert_allclose(ours.elbo(), theirs.elbo(), **CLOSE)
+    assert ours.elbo().shape == (particles, len(batch["weight"]))
+    drawn = [
+        program.draws(s, batch, seed=1, particles=particles) for program, s in ((pyro, state), (numpyro, other))
+    ]
+    assert_same(*drawn)
+    for site, q in pyro.posterior(state, batch).items():
+        p = numpyro.posterior(other, batch)[site]
+        assert q.family == p.family
+        assert_same({"loc": q.loc, "scale": q.scale}, {"loc": p.loc, "scale": p.scale})
+    if pair.guide is not None:
+        weights = [
+            program.log_weights(s, batch, seed=1, particles=particles, rows=1000)
+            for program, s in ((pyro, state), (numpyro, other))
+        ]
+        np.testing.assert_allclose(*weights, **CLOSE)
+        np.testing.assert_allclose(weights[0], ours.log_weight(), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [KL(), KL(particles=S), KL(free_bits=FreeBits(nats=2.0)), KL(free_bits=FreeBits(nats=2.0, per="sentence"))],
+    ids=["plain", "particles", "floor per dimension", "floor per sentence"],
+)
+def test_gradients_agree_per_parameter(both, chosen, batch, divergence):
+    pair, networks = chosen
+    found = pair_of_programs(both, pair, networks, batch, divergence.particles, divergence=divergence)
+    (ours, info), (theirs, other) = (
+        both.gradients(program, state, batch, weight=0.625) for program, state in found
+    )
+    assert_same(info, other)
+    norms = [{name: np.linalg.norm(value) for name, value in table.items()} for table in (ours, theirs)]
+    assert_same(*norms)
+    for name, value in ours.items():
+        assert np.linalg.norm(theirs[name] - value) <= 1e-6 * norms[0][name], name
+    assert min(norms[0].values()) > 0
+    assert info["gradient_norm"] == pytest.approx(np.sqrt(sum(norm**2 for norm in norms[0].values())))
+
+
+OPTIMISERS = {
+    "adam": OptimiserSpec("adam"),
+    "adam with decay": OptimiserSpec("adam", betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
+    "adamw": OptimiserSpec("adamw", weight_decay=0.1),
+    "sgd": OptimiserSpec("sgd"),
+    "momentum and decay": OptimiserSpec("sgd", momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.25])
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_three_steps_of_every_optimiser_agree(both, batch, kind, clip):
+    pair = PAIRS["sentence_vae"]
+    networks = pair.realisable(small(pair.model_spec, "gru", False), small(pair.guide_spec, "gru", False), V)
+    optimisers = {side: OPTIMISERS[kind] for side in BOTH_SIDES}
+    found = pair_of_programs(both, pair, networks, batch, optimisers=optimisers, clip=clip)
+    weights = []
+    for program, state in found:
+        begun = program.weights(state)
+        for step in range(3):
+            state, info = program.step(state, [batch], both.control(step, rate=2.0**-6))
+        weights.append(program.weights(state))
+        assert float(info["gradient_norm"]) > 0.25  # the bound is tight
+        assert max(np.abs(weights[-1][name] - begun[name]).max() for name in begun) > 1e-3
+    assert_same(*weights)
+
+
+def test_sides_have_their_own_optimisers_and_batches_accumulate(both, batch):
+    pair = PAIRS["sentence_vae"]
+    networks = pair.realisable(small(pair.model_spec, "lstm", True), small(pair.guide_spec, "lstm", True), V)
+    optimisers = {"model": OptimiserSpec("sgd"), "guide": OptimiserSpec("adam")}
+    short = both.sentences([4, 9], [5], [6, 6], [7], [8, 8], width=3)
+    weights = []
+    for program, state in pair_of_programs(both, pair, networks, batch, optimisers=optimisers):
+        begun = program.weights(state)
+        alone = replace_state(program, state, begun)
+        mean = {}
+        for one in (batch, short):
+            found, _ = both.gradients(*plain(both, program, networks, batch, begun), one)
+            mean = {name: mean.get(name, 0) + value / 2 for name, value in found.items()}
+        state, _ = program.step(alone, [batch, short], both.control(rate=0.5))
+        weights.append(program.weights(state))
+        model = [name for name, side in program.sides(state).items() if side == "model"]
+        assert_same(
+            {name: begun[name] - weights[-1][name] for name in model}, {name: mean[name] / 2 for name in model}
+        )
+    assert_same(*weights)
+
+
+def replace_state(program, state, weights):
+    return program.load_weights(state, weights)
+
+
+def plain(both, program, networks, batch, weights):
+    """The same programs and weights under plain SGD."""
+    engine = "pyro" if "pyro" in type(program).__module__.split(".")[-2:-1] else "numpyro"
+    other = both.program(engine, program.pair, networks, data_size=40)
+    return other, other.load_weights(other.init(batch), weights)
+
+
+def test_weights_of_another_pair_are_refused_by_name(both, engine, batch):
+    pair = PAIRS["sentence_vae"]
+    networks = pair.realisable(small(pair.model_spec, "gru", False), small(pair.guide_spec, "gru", False), V)
+    program = both.program(engine, pair, networks, data_size=40)
+    state = program.init(batch)
+    weights = program.weights(state)
+    missing = {name: value for name, value in weights.items() if name != "decoder.output"}
+    for wrong in (
+        missing,
+        weights | {"decoder.output": np.zeros((2, 2))},
+        missing | {"decoder.outputs": weights["decoder.output"]},
+    ):
+        with pytest.raises(BadInput, match="decoder.output"):
+            program.load_weights(state, wrong)
+
+
+def test_a_float32_mode_leaks_nowhere(both, batch):
+    """float64 asked for where JAX has it not is refused, not silently halved."""
+    import jax
+
+    pair = PAIRS["language_model"]
+    networks = pair.realisable(small(pair.model_spec, "gru", False), pair.guide_spec(), V)
+    with jax.enable_x64(False), pytest.raises(BadInput, match="64-bit"):
+        both.program("numpyro", pair, networks, data_size=40)
+    single = both.program("numpyro", replace(pair), networks, data_size=40, dtype="float32")
+    assert {value.dtype for value in single.weights(single.init(batch)).values()} == {np.dtype(np.float32)}
