@@ -26,6 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,7 +131,8 @@ def stock(shape: Shape) -> Step:
         with pyro.plate("sentences", DATA_SIZE, subsample=batch["index"], dim=-2):
             zero = torch.zeros(len(tokens), 1, shape.latent)
             z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1)).squeeze(-2)
-            with pyro.plate("words", shape.steps, dim=-1), pyro.poutine.mask(mask=tokens[:, 1:] > 0):
+            real: Any = tokens[:, 1:] > 0
+            with pyro.plate("words", shape.steps, dim=-1), pyro.poutine.mask(mask=real):
                 logits = net.decode(z, tokens[:, :-1])
                 pyro.sample("x", dist.Categorical(logits=logits), obs=tokens[:, 1:])
 
@@ -141,7 +143,7 @@ def stock(shape: Shape) -> Step:
             pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
 
     pyro.clear_param_store()
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+    svi = SVI(model, guide, PyroOptim(torch.optim.Adam, {"lr": 1e-3}), TraceMeanField_ELBO())
     return lambda: svi.step(batch["tokens"])
 
 

@@ -1,6 +1,7 @@
 """How a pair is fitted and judged: recipes, divergences, schedules, fit, evaluation, decoding, diagnosis."""
 
 from ..guides import Pair
+from .diagnose import diagnose, to_arviz
 from .divergences import KL, FreeBits
 from .evaluate import evaluate
 from .fit import fit
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Sample",
+    "diagnose",
     "evaluate",
     "fit",
     "interpolate",
@@ -31,4 +33,5 @@ __all__ = [
     "parse",
     "reconstruct",
     "sample",
+    "to_arviz",
 ]

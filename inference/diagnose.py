@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from . import figures
 from .accounting import Account, Progress, account, first
 from .evaluate import evaluate_program
 from .evaluation import Evaluation
-from .export import to_arviz, write_netcdf
 from .files import write
 from .metrics import active_dimensions
-from .report import page
 from .strategies import Greedy, Sample
 from .tables import text_table
 from .text import interpolate, reconstruct, sample
+
+if TYPE_CHECKING:  # xarray and matplotlib take a second to import, and most commands do without
+    import xarray as xr
 
 DRAWS, ROWS_EXPORTED, PARTICLES, EXAMPLES = 100, 500, 100, 8
 
@@ -71,9 +70,11 @@ def diagnose(
     The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` and
     `particles` particles in the bound: what `evaluate` says of the whole split is better.
     """
+    from .report import page
+
     batches = first(run.batches(split), max_sentences)
     program, state, pair = run.program, run.state, run.pair
-    about = {"pair": pair.name, "engine": run.recipe.engine, "split": split, "seed": seed}
+    about = _about(run, split, seed)
     evaluation = evaluate_program(
         program,
         state,
@@ -85,19 +86,8 @@ def diagnose(
         unit=run.tokeniser.unit if pair.text else None,
         about=about,
     )
-    tree = to_arviz(
-        program,
-        state,
-        batches,
-        draws=draws if evaluation.sites else 1,
-        plate=pair.plate,
-        sites=pair.sites,
-        text=pair.text,
-        rows=rows,
-        seed=seed,
-        attributes=about,
-        progress=progress,
-    )
+    draws = draws if evaluation.sites else 1
+    tree = to_arviz(run, split=split, draws=draws, batches=batches, rows=rows, seed=seed, progress=progress)
     found = account(program, state, batches, seed=seed)
     pictures = _pictures(run, found, tree)
     html = page(
@@ -111,8 +101,47 @@ def diagnose(
     return Diagnosis(run.folder, evaluation, tree, _written(run.folder, tree, pictures, html))
 
 
+def to_arviz(
+    run: Any,
+    *,
+    split: str = "test",
+    draws: int = DRAWS,
+    max_sentences: int = ROWS_EXPORTED,
+    batches: Any = None,
+    rows: int = 2048,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.DataTree:
+    """A run as one ArviZ object: posterior, log_likelihood, observed_data, and sample_stats with lp and log_q.
+
+    Dimensions are named by the plate and the pair's sites. batches: to export in place of the first
+    `max_sentences` of the split.
+    """
+    from .export import program_to_arviz
+
+    return program_to_arviz(
+        run.program,
+        run.state,
+        first(run.batches(split), max_sentences) if batches is None else batches,
+        draws=draws,
+        plate=run.pair.plate,
+        sites=run.pair.sites,
+        text=run.pair.text,
+        rows=rows,
+        seed=seed,
+        attributes=_about(run, split, seed),
+        progress=progress,
+    )
+
+
+def _about(run: Any, split: str, seed: int) -> dict[str, Any]:
+    return {"pair": run.pair.name, "engine": run.recipe.engine, "split": split, "seed": seed}
+
+
 def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
     """What can be drawn of this run: a curve needs a history, the latent a diagonal normal."""
+    from . import figures
+
     pictures, unit = {}, "nats per sentence" if run.pair.text else "nats per datum"
     train = run.history("train")
     if len(train) > 1:
@@ -151,6 +180,8 @@ def _texts(run: Any, split: str, seed: int) -> list[Any]:
 
 
 def _written(folder: Path, tree: xr.DataTree, pictures: dict[str, bytes], html: str) -> dict[str, Path]:
+    from .export import write_netcdf
+
     files = {"posterior": folder / "posterior.nc"}
     write_netcdf(tree, files["posterior"])
     for name, png in pictures.items():

@@ -31,7 +31,7 @@ from .accounting import Progress, each, real
 Arrays = dict[str, np.ndarray]
 
 
-def to_arviz(
+def program_to_arviz(
     program: Program,
     state: State,
     batches: Any,

@@ -15,6 +15,9 @@ from safetensors.numpy import save
 
 from ..models.errors import BadInput, FailedRun
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 FORMAT = 1
 """Of a run folder: raised whenever an older reader would misread a newer one."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..data import Corpus, Data, Tokeniser
 from ..engines import load as load_engine
@@ -18,6 +17,9 @@ from ..models.errors import BadInput
 from .datasets import ArrayData, Arrays, Dataset, TextData
 from .files import read_arrays, read_metrics, write, write_arrays
 from .recipe import Optimiser, Recipe, parse, read
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EVALUATION_ROWS = 64
 """Rows of an evaluation batch: the results do not depend on it."""
@@ -110,6 +112,8 @@ class Run:
 
     def history(self, kind: str = "train") -> pd.DataFrame:
         """Metrics as a table indexed by step: kind "train" (averages since the line before) or "valid" (epochs)."""
+        import pandas as pd  # here: slow to import, and most commands do without
+
         rows = [line for line in self.lines if line["kind"] == kind]
         return pd.DataFrame(rows).drop(columns="kind").set_index("step") if rows else pd.DataFrame()
 

@@ -113,7 +113,7 @@ def interpolate(
     if steps < 2:
         raise BadInput(f"an interpolation of {steps} steps has no two ends: at least 2 would be right")
     strategy = strategy or Greedy()
-    ends = [end or run.corpus.test.text(place) for place, end in enumerate((a, b))]
+    ends = [end or run.corpus.test.text(min(place, len(run.corpus.test) - 1)) for place, end in enumerate((a, b))]
     ids, unknown = encoded(run, ends)
     start, stop = latents_of(run, ids, "mean", seed)
     weights = np.linspace(0.0, 1.0, steps)

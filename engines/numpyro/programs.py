@@ -111,12 +111,15 @@ class _Realisation(NamedTuple):
 
     @classmethod
     def of(cls, name: str, net: Network, settings: Settings) -> _Realisation:
+        if not (net.declared or isinstance(net.spec, eqx.Module)):
+            raise BadInput(f"the network {name!r} is a {type(net.spec).__name__}: on numpyro a spec or an Equinox module is right")
         weights = net.initial_weights(name, settings.seed) if net.declared else {}
         module = networks.realise(net, weights, dtype=settings.dtype, precision=settings.precision)
         arrays, rest = eqx.partition(module, eqx.is_inexact_array)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(arrays)
         names = [f"{name}.{_dotted(path).removeprefix('weights.')}" for path, _ in leaves]
-        return cls(names, dict(zip(names, (leaf for _, leaf in leaves), strict=True)), treedef, rest)
+        initial = {name: jnp.asarray(leaf, settings.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)}
+        return cls(names, initial, treedef, rest)
 
     def module(self, parameters: Parameters) -> Any:
         leaves = [parameters.get(name, self.initial[name]) for name in self.names]

@@ -197,8 +197,9 @@ class TokenSequence(TorchDistribution):
     Ids are 0 pad, 1 bos, 2 eos. Tokens are not checked against the vocabulary; shapes are.
     """
 
-    arg_constraints = {}  # noqa: RUF012 - as torch declares it
-    support = constraints.independent(constraints.nonnegative_integer, 1)
+    # torch declares both as properties and its own distributions set them so
+    arg_constraints = {}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
+    support = constraints.independent(constraints.nonnegative_integer, 1)  # pyright: ignore[reportAssignmentType]
     has_rsample = False
 
     def __init__(

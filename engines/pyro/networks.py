@@ -61,6 +61,9 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
 class Realised(nn.Module):
     """A spec with its weights."""
 
+    spec: Any
+    sizes: dict[str, int]
+
     def __init__(
         self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str
     ) -> None:
@@ -73,6 +76,8 @@ class Realised(nn.Module):
 class StandardNormal(Realised):
     """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
 
+    zero: Tensor
+
     def __init__(self, network: Network, weights: Any, dtype: torch.dtype, precision: str) -> None:
         super().__init__(network, weights, dtype, precision)
         self.register_buffer("zero", torch.zeros(network.spec.dim, dtype=dtype), persistent=False)
@@ -83,6 +88,13 @@ class StandardNormal(Realised):
 
 class Recurrent(Realised):
     """One recurrent layer over embedded tokens, which may read a latent z (S, B, Z) at every step."""
+
+    embedding: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+    initial: Tensor
 
     def _run(self, tokens: Tensor, z: Tensor | None, shape: tuple[int, int], dropout: float = 0.0) -> Tensor:
         """States (T, S, B, H) after each of `tokens` (B, T); `shape` is (S, B)."""
@@ -123,6 +135,8 @@ class Recurrent(Realised):
 
 class RecurrentDecoder(Recurrent):
     """p(x_t | x_<t, z), t = 1 … T: `decoder(z, inputs, lengths)` is the distribution of the sentence."""
+
+    output: Tensor
 
     def forward(self, z: Tensor | None, inputs: Tensor, lengths: Tensor) -> TokenSequence:
         """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
@@ -185,6 +199,8 @@ class RecurrentEncoder(Recurrent):
 
 class DiagonalNormal(Realised):
     """q(z | x): posterior(h (B, H)) is a Normal of event shape (Z,). log σ² is not clamped."""
+
+    weight: Tensor
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         loc, log_variance = F.linear(h, self.weight).chunk(2, -1)

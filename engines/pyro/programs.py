@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +34,10 @@ class Realised:
         self.pair, self.settings = pair, settings
         self.dtype = getattr(torch, settings.dtype)
         self.networks = nn.ModuleDict({name: self._realise(name, net) for name, net in nets.items()})
-        self.networks.to(settings.device)
+        self.networks.to(settings.device, self.dtype)
         self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self.lent: list[tuple[Tensor, Tensor]] = []
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
         self.outermost = -2
@@ -68,7 +70,8 @@ class Realised:
             if name in in_guide | in_model
             for weight, parameter in network.named_parameters()
         }
-        found |= {_neutral(name): value for name, value in self.store["params"].items()}
+        self.lent = [(theirs, theirs.detach().clone().requires_grad_()) for theirs in self.store["params"].values()]
+        found |= {_neutral(name): own for name, (_, own) in zip(self.store["params"], self.lent, strict=True)}
         if not found:
             raise BadInput(f"the pair {self.pair.name!r} has no parameters to fit")
         self.side = {
@@ -92,11 +95,31 @@ class Realised:
             if self.pair.engine is None
             else pyro.get_param_store().scope(self.store)  # pyright: ignore[reportArgumentType]
         )
-        with around, seeded(seed, self.settings.device):
+        with around, seeded(seed, self.settings.device), self._lending():
             yield
 
+    @contextmanager
+    def _lending(self) -> Iterator[None]:
+        """What native programs hold (`pyro.module`) has this program's values while they run, and its own after.
+
+        Else two programs of one pair would train the same tensors, and the second would start where the first stopped.
+        """
+        before = [(theirs.data, theirs.grad) for theirs, _ in self.lent]
+        for theirs, own in self.lent:
+            theirs.data, theirs.grad = own.data, None
+        try:
+            yield
+        finally:
+            for (theirs, own), (data, gradient) in zip(self.lent, before, strict=True):
+                own.grad = theirs.grad if theirs.grad is not None else own.grad
+                theirs.data, theirs.grad = data, gradient
+
     def _realise(self, name: str, net: Network) -> nn.Module:
-        weights = net.initial_weights(name, self.settings.seed) if net.declared else {}
+        if not (net.declared or isinstance(net.spec, nn.Module)):
+            raise BadInput(f"the network {name!r} is a {type(net.spec).__name__}: on pyro a spec or a torch module is right")
+        if not net.declared:
+            return copy.deepcopy(net.spec)  # the user's own stays as it is, as on NumPyro
+        weights = net.initial_weights(name, self.settings.seed)
         return networks.realise(net, weights, dtype=self.settings.dtype, precision=self.settings.precision)
 
     def _used(self) -> set[str]:

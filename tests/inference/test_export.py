@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from scipy.stats import norm
 
-from guidebook.inference.export import to_arviz, write_netcdf
+from guidebook.inference.export import program_to_arviz, write_netcdf
 
 SENTENCES = [[4, 5], [6], [5, 5, 6], [4], [6, 6, 4, 5]]
 
@@ -17,7 +17,7 @@ def tree(toys):
     batches = [toys.sentence_batch(SENTENCES[:3], filler=1), toys.sentence_batch(SENTENCES[3:], width=6)]
     batches[0]["index"] = np.array([4, 1, 3, 4])
     batches[1]["index"] = np.array([0, 2])
-    found = to_arviz(
+    found = program_to_arviz(
         toy,
         None,
         batches,
@@ -87,14 +87,14 @@ def test_survives_the_file(tree, tmp_path):
 def test_arrays_keep_their_own_names(toys):
     toy = toys.LinearGaussian()
     batch = {"x": toy.data(6), "noise": np.ones((6, 2)), "index": np.arange(6), "weight": np.ones(6)}
-    found = to_arviz(toy, None, [batch], draws=3)
+    found = program_to_arviz(toy, None, [batch], draws=3)
     assert found.posterior["z"].dims == ("sample", "data", "z_dim_0")
     assert found.observed_data["x"].dims == ("data", "x_dim_0")
     assert found.constant_data["noise"].dims == ("data", "noise_dim_0")
 
 
 def test_a_language_model_has_no_posterior(toys):
-    found = to_arviz(toys.BigramToy(latent=False), None, [toys.sentence_batch(SENTENCES)], draws=1, text=True)
+    found = program_to_arviz(toys.BigramToy(latent=False), None, [toys.sentence_batch(SENTENCES)], draws=1, text=True)
     assert "posterior" not in found.children
     assert list(found.sample_stats.data_vars) == ["lp"]
     assert found.log_likelihood["x"].shape == (1, 5)

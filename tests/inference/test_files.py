@@ -40,7 +40,7 @@ def test_infinity_stays_infinity_beside_the_arrays(tmp_path):
     assert read_arrays(tmp_path / "x")[1] == {"best": float("inf")}
 
 
-def no_room(*_):
+def no_room(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

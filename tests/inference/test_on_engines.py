@@ -11,7 +11,7 @@ from guidebook.guides import PAIRS
 from guidebook.inference.decoding import decode_scored
 from guidebook.inference.divergences import KL
 from guidebook.inference.evaluate import evaluate_program
-from guidebook.inference.export import to_arviz
+from guidebook.inference.export import program_to_arviz
 from guidebook.inference.metrics import normal_log_density
 from guidebook.inference.probabilities import log_softmax
 from guidebook.inference.strategies import Beam, Greedy
@@ -69,7 +69,7 @@ def test_beams_of_one_are_greedy(fitted):
 
 def test_exported_densities_belong_to_the_exported_draws(fitted):
     program, state, batches = fitted
-    tree = to_arviz(
+    tree = program_to_arviz(
         program, state, batches, draws=5, plate="sentences", sites=PAIRS["sentence_vae"].sites, text=True
     )
     loc, scale = (

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from guidebook.inference.schedules import Constant, Cosine, Cyclical, Linear, Logistic, NumberOrSchedule, Schedule
+from guidebook.inference.schedules import (
+    Constant,
+    Cosine,
+    Cyclical,
+    Linear,
+    Logistic,
+    NumberOrSchedule,
+    Schedule,
+)
 
 steps = st.integers(1, 5000)
 values = st.floats(0.0, 10.0)
