@@ -1,9 +1,9 @@
-"""One training step of the sentence VAE on NumPyro, against its matrix products, a hand-written loop and stock NumPyro.
+"""One training step of the sentence VAE on NumPyro against its products, a hand-written loop and stock NumPyro.
 
     python -m benchmarks.numpyro_step [--repeats 15] [--json]
 
-All variants are interleaved in one process with the same allocator settings, and medians are reported: trust the
-ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256, H 256, Z 32, V 10,000, T 22).
+All variants are interleaved in one process with the same allocator settings, and medians are reported: trust
+the ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256, H 256, Z 32, V 10,000, T 22).
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ class Shape:
             "output": (h, v),
         }
         rng = np.random.default_rng(0)
-        return {
-            name: jnp.asarray(rng.uniform(-0.05, 0.05, shape), "float32") for name, shape in shapes.items()
-        }
+        return {name: jnp.asarray(rng.uniform(-0.05, 0.05, shape), "float32") for name, shape in shapes.items()}
 
 
 def lstm(w: Weights, side: str, x: Array, h: Array, c: Array) -> Array:
@@ -342,9 +340,7 @@ def measure(repeats: int = 15) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", choices=("hand", "ours"), help=argparse.SUPPRESS)

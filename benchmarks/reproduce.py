@@ -70,6 +70,7 @@ def main() -> None:
             for metric, (sign, bound) in GATES.get(arguments.recipe, {}).items()
         ],
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.recipe}.{arguments.engine}.{arguments.seed}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("recipe", "seconds", "gate")}), metrics["iw_nll"], metrics["kl"])

@@ -3,9 +3,9 @@
     log p(x | h) = Σ_{t ≤ length} log softmax(W h_t)[x_t]
 
 Projection, log-softmax and gather are one operation over tiles of rows, so that its memory does not grow with
-batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for an upstream gradient
-of one; the backward pass scales them when the upstream gradient is the same for all counted rows (as under the ELBO),
-and otherwise forms the weight's gradient again, tile by tile.
+batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for an upstream
+gradient of one; the backward pass scales them when the upstream gradient is the same for all counted rows (as
+under the ELBO), and otherwise forms the weight's gradient again, tile by tile.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from ...models.errors import BadInput
 from .precision import product, product_over_rows, product_with
 
 PAD, BOS, EOS = 0, 1, 2
-TILE = (
-    2**23
-)  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones
+TILE = 2**23  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones
 
 
 def token_log_prob(
     states: Array, weight: Array, targets: Array, lengths: Array, *, precision: str = "float32"
 ) -> Array:
-    """Σ_{t < lengths} log softmax(W h_t)[x_t]: states (…, T, H), weight (V, H), targets (…, T), lengths (…) to (…).
+    """Σ_{t < lengths} log softmax(W h_t)[x_t]: states (…, T, H), W (V, H), targets (…, T), lengths (…) to (…).
 
     Targets and lengths broadcast against the states' batch. Gradients are exact, for states and weight.
     """
@@ -100,9 +98,7 @@ def _per_token_bwd(precision, residuals, upstream):
         def tile(d_weight, part):
             h, upstream = part
             exponentials, _, total = _exponentials(h, weight, precision)
-            return d_weight + product_over_rows(
-                exponentials, h * (upstream / -total)[:, None], precision
-            ), None
+            return d_weight + product_over_rows(exponentials, h * (upstream / -total)[:, None], precision), None
 
         d_weight = _walk(tile, jnp.zeros_like(weight), weight, states, upstream)[0]
         return d_weight.at[words].add(states * upstream[:, None])
@@ -120,7 +116,7 @@ class TokenSequence(dist.Distribution):
     Args:
         states: (…, T, H), after dropout.
         weight: (V, H), the vocabulary projection.
-        lengths: predicted tokens of each row, eos included; broadcastable to the batch shape. The rest is padding.
+        lengths: predicted tokens of each row, eos included; broadcastable to the batch shape. The rest is pads.
         decoder, z: what `sample` decodes from; z (…, Z) or None.
         precision: of the vocabulary products.
 
@@ -159,18 +155,14 @@ class TokenSequence(dist.Distribution):
         try:
             rows = jnp.broadcast_shapes(self.states.shape[:-2], value.shape[:-1])
         except ValueError:
-            raise BadInput(
-                f"sentences of shape {value.shape} do not fit a batch of shape {self.batch_shape}"
-            ) from None
+            raise BadInput(f"sentences of shape {value.shape} do not fit a batch of shape {self.batch_shape}") from None
         states = jnp.broadcast_to(self.states, (*rows, *self.states.shape[-2:]))
         return token_log_prob(states, self.weight, value, self.lengths, precision=self.precision)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Ancestral samples, sample_shape + batch_shape + (T,): ids, pad after eos."""
         if self.decoder is None:
-            raise BadInput(
-                "this TokenSequence was built without its decoder: it scores sentences, it cannot draw them"
-            )
+            raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
         shape = (*sample_shape, *self.batch_shape)
         rows = math.prod(shape)
         z = None if self.z is None else jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(rows, -1)

@@ -21,6 +21,7 @@ from ...models import decoders, mlp, priors
 from ...models.errors import BadInput
 from ...models.spec import Network
 from .distributions import TokenSequence
+from .dropout import dropped
 from .precision import check_precision, product
 from .recurrence import gru, gru_cell, lstm, lstm_cell
 
@@ -33,9 +34,9 @@ def realise(
 ) -> Any:
     """The Equinox module for `network`, started at `weights`; a framework module in it is returned as it is.
 
-    `dtype` stores the weights ("float64" needs `jax_enable_x64`); with `precision` "bfloat16" the large products
-    round their operands to bfloat16 and accumulate in float32. Raises `BadInput` for a weight that is missing,
-    unknown or of another shape.
+    `dtype` stores the weights ("float64" needs `jax_enable_x64`); with `precision` "bfloat16" the large
+    products round their operands to bfloat16 and accumulate in float32. Raises `BadInput` for a weight that is
+    missing, unknown or of another shape.
     """
     if not network.declared:
         return network.spec
@@ -56,9 +57,7 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
             kind = network.spec.kind
-            raise BadInput(
-                f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}"
-            )
+            raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
     return weights
 
 
@@ -82,7 +81,7 @@ class Recurrent(Realised):
 
     def _projected(self, tokens: Array, dropout: float = 0.0, key: Array | None = None) -> Array:
         """What the tokens (B, T) add to the gates, time-major: (T, B, gates·H)."""
-        embedded = _dropout(self.weights["embedding"][tokens.T], dropout, key)
+        embedded = dropped(self.weights["embedding"][tokens.T], dropout, key)
         return product(embedded, self._word_weight, self.precision)
 
     @property
@@ -90,7 +89,7 @@ class Recurrent(Realised):
         return self.weights["weight_ih"][:, : self.spec.embedding]
 
     def _zeros(self, shape: tuple[int, int]) -> tuple[Array, State]:
-        """The gates' constant part (S, B, gates·H) and the initial state where nothing comes from a latent."""
+        """The constant part of the gates (S, B, gates·H) and the initial state without a latent."""
         bias = self.weights["bias_ih"]
         zeros = jnp.zeros((*shape, self.spec.hidden), bias.dtype)
         return jnp.broadcast_to(bias, (*shape, bias.size)), (zeros, zeros) if self._is_lstm else (zeros,)
@@ -110,12 +109,10 @@ class Recurrent(Realised):
 class RecurrentDecoder(Recurrent):
     """p(x_t | x_<t, z), t = 1 … T: `decoder(z, inputs, lengths)` is the distribution of the sentence."""
 
-    def __call__(
-        self, z: Array | None, inputs: Array, lengths: Array, *, key: Array | None = None
-    ) -> TokenSequence:
+    def __call__(self, z: Array | None, inputs: Array, lengths: Array, *, key: Array | None = None) -> TokenSequence:
         """z (B, Z), (S, B, Z) or None; inputs (B, T) from bos on; lengths (B,) predicted tokens."""
         word_key, state_key = (None, None) if key is None else jax.random.split(key)
-        states = _dropout(self.states(z, inputs, key=word_key), self.spec.dropout, state_key)
+        states = dropped(self.states(z, inputs, key=word_key), self.spec.dropout, state_key)
         return TokenSequence(states, self.output_weight, lengths, decoder=self, z=z, precision=self.precision)
 
     def states(self, z: Array | None, inputs: Array, *, key: Array | None = None) -> Array:
@@ -146,7 +143,7 @@ class RecurrentDecoder(Recurrent):
         return self.weights["embedding" if self.spec.tie_embeddings else "output"]
 
     def start(self, z: Array | None, rows: int) -> State:
-        """The state before the first token: h, (c,) and z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
+        """The state before the first token: h, (c,), z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
         constant, initial = self._latent(z, (1, rows))
         return (*(state[0] for state in initial), constant[0])
 
@@ -163,7 +160,7 @@ class RecurrentDecoder(Recurrent):
 
 
 class RecurrentEncoder(Recurrent):
-    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after the `lengths`-th token."""
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after token `lengths`."""
 
     def __call__(self, tokens: Array, lengths: Array, *, key: Array | None = None) -> Array:
         rows = len(tokens)
@@ -183,24 +180,12 @@ class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
-        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[
-            self.spec.activation
-        ]
+        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[self.spec.activation]
         for layer in range(len(self.spec.hidden) + 1):
             if layer:
                 x = activation(x)
             x = product(x, self.weights[f"weight_{layer}"]) + self.weights[f"bias_{layer}"]
         return x
-
-
-def _dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout; the rate is rounded to a multiple of 2^-16, so that one word of random bits serves two."""
-    if key is None or rate == 0:
-        return x
-    kept = round((1 - rate) * 2**16)
-    bits = jax.random.bits(key, ((x.size + 1) // 2,), "uint32")
-    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(halves < kept, x * (2**16 / kept), 0)
 
 
 REALISED: dict[type, type[Realised]] = {

@@ -1,7 +1,7 @@
 """Matrix products with bfloat16 operands and float32 accumulation, for float32 arrays.
 
-Operands are rounded before the product; results and everything around the products stay float32, and float64 is
-never touched. XLA takes the processor's bfloat16 units (AMX), or the GPU's, for such products.
+Operands are rounded before the product; results and everything around the products stay float32, and float64
+is never touched. XLA takes the processor's bfloat16 units (AMX), or the GPU's, for such products.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def product(x: Array, weight: Array, precision: str = "float32") -> Array:
 
 
 def product_with(upstream: Array, weight: Array, precision: str = "float32") -> Array:
-    """u W: (…, out), (out, in) to (…, in): the gradient of x. A transposed W in `product` would lose bfloat16."""
+    """u W: (…, out), (out, in) to (…, in): the gradient of x. `product` with Wᵀ would lose bfloat16."""
     operand = products_in(precision, upstream.dtype)
     flat = upstream.reshape(-1, upstream.shape[-1]).astype(operand)
     return _dot(flat, weight.astype(operand), 1, 0).reshape(*upstream.shape[:-1], weight.shape[1])
@@ -52,7 +52,7 @@ def product_over_rows(upstream: Array, x: Array, precision: str = "float32") -> 
 
 
 def _dot(x: Array, y: Array, over: int = 1, other: int = 1) -> Array:
-    """The product over axis `over` of x and `other` of y. HIGHEST: float32 is float32 on a GPU as well, not TF32."""
+    """The product over axis `over` of x and `other` of y; HIGHEST, so that a GPU does not take TF32."""
     axes = (((over,), (other,)), ((), ()))
     kind = jnp.promote_types(x.dtype, jnp.float32)
     return jax.lax.dot_general(x, y, axes, precision=jax.lax.Precision.HIGHEST, preferred_element_type=kind)
@@ -61,8 +61,8 @@ def _dot(x: Array, y: Array, over: int = 1, other: int = 1) -> Array:
 def _rounded_rows(x: Array, y: Array) -> Array:
     """xᵀ y of bfloat16 matrices, with the smaller one transposed.
 
-    XLA has no fast product over the first axis of a left operand, and folds a plain transpose into the product
-    again; the rows of zeros keep it a copy.
+    XLA has no fast product over the first axis of a left operand, and folds a plain transpose into the
+    product again; the rows of zeros keep it a copy.
     """
     if x.shape[1] > y.shape[1]:
         return _rounded_rows(y, x).T

@@ -1,11 +1,11 @@
 """The time loop of one recurrent layer, with a backward pass of its own.
 
     LSTM   i, f, o = σ(·), g = tanh(·) of  u_t + a + W h_{t-1};   c_t = f c_{t-1} + i g;   h_t = o tanh(c_t)
-    GRU    r, z = σ(u_t + a + W h_{t-1} + b);   n = tanh(u_t + a + r (W h_{t-1} + b));   h_t = n + z (h_{t-1} − n)
+    GRU    r, z = σ(u_t + a + W h_{t-1} + b);  n = tanh(u_t + a + r (W h_{t-1} + b));  h_t = n + z (h_{t-1} − n)
 
-u_t is the part of the input projection that differs from step to step and is shared by the particles, a the part that
-holds for all steps; their sum exists one step at a time. The backward loop is linear in the gradients that flow in,
-with factors formed for all steps at once; the weight's gradient is one product after it.
+u_t is the part of the input projection that differs from step to step and is shared by the particles, a the part
+that holds for all steps; their sum exists one step at a time. The backward loop is linear in the gradients that
+flow in, with factors formed for all steps at once; the weight's gradient is one product after it.
 Shapes: u (T, B, gates·H), a (S, B, gates·H), h_0 and c_0 (S, B, H), W (gates·H, H), states (T, S, B, H).
 """
 
@@ -21,9 +21,7 @@ from .precision import product, product_over_rows, product_with
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def lstm(
-    inputs: Array, constant: Array, h: Array, c: Array, weight: Array, precision: str = "float32"
-) -> Array:
+def lstm(inputs: Array, constant: Array, h: Array, c: Array, weight: Array, precision: str = "float32") -> Array:
     """States h_1 … h_T of an LSTM layer (T, S, B, H), from u, a, h_0, c_0 and W."""
 
     def step(state, u):
@@ -80,9 +78,7 @@ lstm.defvjp(_lstm_fwd, _lstm_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def gru(
-    inputs: Array, constant: Array, h: Array, weight: Array, bias: Array, precision: str = "float32"
-) -> Array:
+def gru(inputs: Array, constant: Array, h: Array, weight: Array, bias: Array, precision: str = "float32") -> Array:
     """States h_1 … h_T of a GRU layer (T, S, B, H), from u, a, h_0, W and b."""
 
     def step(h, u):

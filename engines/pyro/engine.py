@@ -40,7 +40,7 @@ class Program(Judging):
         return State(parameters, optimisers)
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
-        self.networks.train()
+        self._training(True)
         for parameter in state.parameters.values():
             parameter.grad = None
         info: dict[str, Tensor] = {}

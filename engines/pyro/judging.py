@@ -125,7 +125,7 @@ class Judging(Realised):
 
     @contextmanager
     def _evaluation(self, seed: int) -> Iterator[None]:
-        self.networks.eval()
+        self._training(False)
         with torch.no_grad(), self.running(derive(seed, "evaluate")):
             yield
 

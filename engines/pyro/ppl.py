@@ -37,7 +37,7 @@ class PPL:
 
     def __init__(
         self,
-        modules: Mapping[str, nn.Module] | nn.ModuleDict,
+        modules: Mapping[str, nn.Module],
         *,
         register: bool = True,
         dtype: torch.dtype = torch.float32,

@@ -33,8 +33,7 @@ class Realised:
         _refuse_settings(settings)
         self.pair, self.settings = pair, settings
         self.dtype = getattr(torch, settings.dtype)
-        self.networks = nn.ModuleDict({name: self._realise(name, net) for name, net in nets.items()})
-        self.networks.to(settings.device, self.dtype)
+        self.networks = {name: self._realise(name, net) for name, net in nets.items()}
         self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
         self.lent: list[tuple[Tensor, Tensor]] = []
@@ -117,10 +116,15 @@ class Realised:
     def _realise(self, name: str, net: Network) -> nn.Module:
         if not (net.declared or isinstance(net.spec, nn.Module)):
             raise BadInput(f"the network {name!r} is a {type(net.spec).__name__}: on pyro a spec or a torch module is right")
-        if not net.declared:
-            return copy.deepcopy(net.spec)  # the user's own stays as it is, as on NumPyro
-        weights = net.initial_weights(name, self.settings.seed)
-        return networks.realise(net, weights, dtype=self.settings.dtype, precision=self.settings.precision)
+        weights = net.initial_weights(name, self.settings.seed) if net.declared else {}
+        module = networks.realise(net, weights, dtype=self.settings.dtype, precision=self.settings.precision)
+        # A copy of a framework module: the user's own stays as it is, as on NumPyro.
+        return (module if net.declared else copy.deepcopy(module)).to(self.settings.device, self.dtype)
+
+    def _training(self, mode: bool) -> None:
+        """Whether networks drop out."""
+        for network in self.networks.values():
+            network.train(mode)
 
     def _used(self) -> set[str]:
         used, self.ppl.used = self.ppl.used, set()

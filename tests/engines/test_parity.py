@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from guidebook.inference import KL, FreeBits
 from guidebook.models import BadInput
 
 pytestmark = pytest.mark.usefixtures("_eager")
+SENTENCE_VAE = PAIRS["sentence_vae"]
 V, Z, S = 11, 3, 3
 CLOSE = {"rtol": 1e-6, "atol": 1e-12}
 BOTH_SIDES = ("model", "guide")
@@ -30,11 +30,17 @@ def small(spec, kind, tied):
     return spec.model_validate({name: part for name, part in parts.items() if name in spec.model_fields})
 
 
-@pytest.fixture(params=[(pair, kind, tied) for pair in PAIRS for kind in ("lstm", "gru") for tied in (False, True)])
+def networks_of(pair, kind, tied):
+    return pair.realisable(small(pair.model_spec, kind, tied), small(pair.guide_spec, kind, tied), V)
+
+
+@pytest.fixture(
+    params=[(pair, kind, tied) for pair in PAIRS for kind in ("lstm", "gru") for tied in (False, True)],
+    ids=lambda chosen: "-".join((*chosen[:2], "tied" if chosen[2] else "untied")),
+)
 def chosen(request):
     name, kind, tied = request.param
-    pair = PAIRS[name]
-    return pair, pair.realisable(small(pair.model_spec, kind, tied), small(pair.guide_spec, kind, tied), V)
+    return PAIRS[name], networks_of(PAIRS[name], kind, tied)
 
 
 @pytest.fixture
@@ -104,13 +110,7 @@ def test_terms_agree_per_site(both, chosen, batch, particles):
         np.testing.assert_allclose(weights[0], ours.log_weight(), **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "divergence",
-    [KL(), KL(particles=S), KL(free_bits=FreeBits(nats=2.0)), KL(free_bits=FreeBits(nats=2.0, per="sentence"))],
-    ids=["plain", "particles", "floor per dimension", "floor per sentence"],
-)
-def test_gradients_agree_per_parameter(both, chosen, batch, divergence):
-    pair, networks = chosen
+def check_gradients(both, pair, networks, batch, divergence):
     found = pair_of_programs(both, pair, networks, batch, divergence.particles, divergence=divergence)
     (ours, info), (theirs, other) = (
         both.gradients(program, state, batch, weight=0.625) for program, state in found
@@ -122,6 +122,20 @@ def test_gradients_agree_per_parameter(both, chosen, batch, divergence):
         assert np.linalg.norm(theirs[name] - value) <= 1e-6 * norms[0][name], name
     assert min(norms[0].values()) > 0
     assert info["gradient_norm"] == pytest.approx(np.sqrt(sum(norm**2 for norm in norms[0].values())))
+
+
+def test_gradients_agree_per_parameter(both, chosen, batch):
+    check_gradients(both, *chosen, batch, KL())
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [KL(particles=S), KL(free_bits=FreeBits(nats=2.0)), KL(free_bits=FreeBits(nats=2.0, per="sentence"))],
+    ids=["particles", "floor per dimension", "floor per sentence"],
+)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_gradients_agree_under_every_objective(both, batch, kind, divergence):
+    check_gradients(both, SENTENCE_VAE, networks_of(SENTENCE_VAE, kind, kind == "gru"), batch, divergence)
 
 
 OPTIMISERS = {
@@ -136,10 +150,9 @@ OPTIMISERS = {
 @pytest.mark.parametrize("clip", [None, 0.25])
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_three_steps_of_every_optimiser_agree(both, batch, kind, clip):
-    pair = PAIRS["sentence_vae"]
-    networks = pair.realisable(small(pair.model_spec, "gru", False), small(pair.guide_spec, "gru", False), V)
+    networks = networks_of(SENTENCE_VAE, "gru", False)
     optimisers = {side: OPTIMISERS[kind] for side in BOTH_SIDES}
-    found = pair_of_programs(both, pair, networks, batch, optimisers=optimisers, clip=clip)
+    found = pair_of_programs(both, SENTENCE_VAE, networks, batch, optimisers=optimisers, clip=clip)
     weights = []
     for program, state in found:
         begun = program.weights(state)
@@ -152,12 +165,11 @@ def test_three_steps_of_every_optimiser_agree(both, batch, kind, clip):
 
 
 def test_sides_have_their_own_optimisers_and_batches_accumulate(both, batch):
-    pair = PAIRS["sentence_vae"]
-    networks = pair.realisable(small(pair.model_spec, "lstm", True), small(pair.guide_spec, "lstm", True), V)
+    networks = networks_of(SENTENCE_VAE, "lstm", True)
     optimisers = {"model": OptimiserSpec("sgd"), "guide": OptimiserSpec("adam")}
     short = both.sentences([4, 9], [5], [6, 6], [7], [8, 8], width=3)
     weights = []
-    for program, state in pair_of_programs(both, pair, networks, batch, optimisers=optimisers):
+    for program, state in pair_of_programs(both, SENTENCE_VAE, networks, batch, optimisers=optimisers):
         begun = program.weights(state)
         mean = {}
         for one in (batch, short):
@@ -180,9 +192,8 @@ def plain(both, program, networks, batch, weights):
 
 
 def test_weights_of_another_pair_are_refused_by_name(both, engine, batch):
-    pair = PAIRS["sentence_vae"]
-    networks = pair.realisable(small(pair.model_spec, "gru", False), small(pair.guide_spec, "gru", False), V)
-    program = both.program(engine, pair, networks, data_size=40)
+    networks = networks_of(SENTENCE_VAE, "gru", False)
+    program = both.program(engine, SENTENCE_VAE, networks, data_size=40)
     state = program.init(batch)
     weights = program.weights(state)
     missing = {name: value for name, value in weights.items() if name != "decoder.output"}
@@ -197,11 +208,9 @@ def test_weights_of_another_pair_are_refused_by_name(both, engine, batch):
 
 def test_a_float32_mode_leaks_nowhere(both, batch):
     """float64 asked for where JAX has it not is refused, not silently halved."""
-    import jax
-
     pair = PAIRS["language_model"]
-    networks = pair.realisable(small(pair.model_spec, "gru", False), pair.guide_spec(), V)
+    networks = networks_of(pair, "gru", False)
     with jax.enable_x64(False), pytest.raises(BadInput, match="64-bit"):
         both.program("numpyro", pair, networks, data_size=40)
-    single = both.program("numpyro", replace(pair), networks, data_size=40, dtype="float32")
+    single = both.program("numpyro", pair, networks, data_size=40, dtype="float32")
     assert {value.dtype for value in single.weights(single.init(batch)).values()} == {np.dtype(np.float32)}

@@ -79,7 +79,7 @@ def test_value_and_gradients_are_exact(tile, case, monkeypatch):
 
 
 def test_upstream_gradients_may_differ_from_word_to_word(case):
-    """A row the mask drops has no gradient, whatever flows in; equal ones among the counted rows are uniform."""
+    """What flows into a row that does not count changes nothing."""
     states, weight, targets, _ = case
     for lengths in np.eye(B, dtype=int)[:2] * T:
         upstream = np.random.default_rng(2).standard_normal(states.shape[:-2])
@@ -94,9 +94,7 @@ def test_rows_of_a_map_are_rows_of_a_batch(case):
     states, weight, targets, lengths = case
     many = jnp.stack([states, states * 2])
     upstream = jnp.asarray(np.random.default_rng(3).standard_normal(many.shape[:-2]))
-    found = jax.vmap(lambda s, u: gradients_of(token_log_prob)(s, weight, targets, lengths, u))(
-        many, upstream
-    )
+    found = jax.vmap(lambda s, u: gradients_of(token_log_prob)(s, weight, targets, lengths, u))(many, upstream)
     for index in range(2):
         wanted = gradients_of(naive)(many[index], weight, targets, lengths, upstream[index])
         close(jax.tree.map(lambda x, i=index: x[i], found), wanted)
@@ -159,7 +157,7 @@ def test_bfloat16_is_close_in_value_and_gradient():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_memory_is_far_below_batch_time_vocabulary(precision):
-    """32 × 22 × 50,000 logits are 141 MB, twice that with their gradient; W's gradient is 13 MB. Nothing is run."""
+    """32 × 22 × 50,000 logits are 141 MB, twice that with their gradient; W's gradient is 13 MB. Not run."""
     with jax.enable_x64(False):
         arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((32, 22, 64), (50_000, 64))]
         words = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((32, 22), (32,))]
@@ -279,9 +277,7 @@ class Ending(eqx.Module):
 
 def test_sampling_stops_once_all_rows_have_ended():
     calls = []
-    x = TokenSequence(
-        jnp.zeros((3, 9, 4)), jnp.zeros((5, 4)), np.full(3, 9), decoder=Ending(lambda x: calls.append(x))
-    )
+    x = TokenSequence(jnp.zeros((3, 9, 4)), jnp.zeros((5, 4)), np.full(3, 9), decoder=Ending(lambda x: calls.append(x)))
     assert x.sample(jax.random.key(0)).tolist() == [[2] + [0] * 8, [3, 2] + [0] * 7, [3, 3, 2] + [0] * 6]
     jax.effects_barrier()
     assert len(calls) == 3

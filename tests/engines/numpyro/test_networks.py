@@ -183,9 +183,7 @@ def test_time_loop_has_exact_gradients(kind):
     gates = {"lstm": 4, "gru": 3}[kind] * 3
     shapes = [(4, 2, gates), (2, 2, gates), (2, 2, 3)]
     shapes += [(2, 2, 3), (gates, 3)] if kind == "lstm" else [(gates, 3), (gates,)]
-    check_grads(
-        {"lstm": lstm, "gru": gru}[kind], [rng.standard_normal(shape) for shape in shapes], 1, ["rev"]
-    )
+    check_grads({"lstm": lstm, "gru": gru}[kind], [rng.standard_normal(shape) for shape in shapes], 1, ["rev"])
 
 
 @kinds
@@ -217,9 +215,7 @@ def test_gradients_reach_every_parameter_exactly(kind, data):
     def ours(decoder, z):
         return (decoder(z, inputs, LENGTHS).log_prob(targets) * jnp.array([1.0, -2.0, 0.5])).sum()
 
-    wanted = jax.jit(jax.grad(plain, (0, 1)))(
-        {k: jnp.asarray(v) for k, v in weights.items()}, jnp.asarray(z[0])
-    )
+    wanted = jax.jit(jax.grad(plain, (0, 1)))({k: jnp.asarray(v) for k, v in weights.items()}, jnp.asarray(z[0]))
     found = jax.jit(jax.grad(ours, (0, 1)))(decoder, jnp.asarray(z[0]))
     all_close((found[0].weights, found[1]), wanted, rtol=1e-9, atol=1e-10)
 
@@ -349,14 +345,10 @@ def test_embeddings_are_dropped_too(data):
     """A state of an input dropout of one half: the mean of the gates' projections is the plain one."""
     z, inputs, _ = data
     decoder, _ = decoder_of("lstm", dropout=0.5)
-    found = jax.vmap(lambda key: decoder._projected(inputs, 0.5, key))(
-        jax.random.split(jax.random.key(0), 4000)
-    )
+    found = jax.vmap(lambda key: decoder._projected(inputs, 0.5, key))(jax.random.split(jax.random.key(0), 4000))
     error = found.std(0) / 4000**0.5
     assert (jnp.abs(found.mean(0) - decoder._projected(inputs)) < 6 * error + 1e-12).all()
-    assert not jnp.array_equal(
-        decoder.states(z[0], inputs, key=jax.random.key(0)), decoder.states(z[0], inputs)
-    )
+    assert not jnp.array_equal(decoder.states(z[0], inputs, key=jax.random.key(0)), decoder.states(z[0], inputs))
 
 
 def test_outputs_drop_independently_per_particle_and_inputs_once(data):
