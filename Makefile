@@ -93,7 +93,7 @@ notebooks: $(VENV)/installed-dev  ## runs every notebook from top to bottom
 		echo $$notebook; MPLBACKEND=Agg $(BIN)/jupyter-execute --timeout=900 $$notebook || exit 1; done
 
 bench: $(VENV)/installed-dev  ## speed beside hand-written loops, into benchmarks/results, then the tables
-	@$(BIN)/python benchmarks/speed.py
+	@$(BIN)/python -m benchmarks.speed
 	@$(BIN)/python benchmarks/tables.py
 
 tables: $(VENV)/installed-dev  ## README and docs show what benchmarks/results holds (benchmarks/tables.py renews them)

@@ -124,7 +124,7 @@ def hand(shape: Shape) -> Step:
     """A compiled step: scan, log_softmax, take_along_axis, optax.adam, with the state donated."""
     optimiser, batch = optax.adam(1e-3), {k: jnp.asarray(v) for k, v in shape.batch().items()}
 
-    def loss(w: Weights, key: Array) -> Array:
+    def loss(w: Weights, batch: Weights, key: Array) -> Array:
         noise_key, dropout_key = jax.random.split(key)
         loc, log_variance = encode(w, batch["tokens"])
         z = loc + jnp.exp(0.5 * log_variance) * jax.random.normal(noise_key, loc.shape)
@@ -134,20 +134,16 @@ def hand(shape: Shape) -> Step:
         return (kl - words) / shape.rows
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def update(w: Weights, slots: Any, key: Array) -> tuple[Weights, Any, Array]:
-        value, gradients = jax.value_and_grad(loss)(w, key)
+    def update(w: Weights, slots: Any, batch: Weights, key: Array) -> tuple[Weights, Any, Array]:
+        value, gradients = jax.value_and_grad(loss)(w, batch, key)
         updates, slots = optimiser.update(gradients, slots)
         return optax.apply_updates(w, updates), slots, value
 
-    return loop(update, shape.weights(), optimiser.init)
-
-
-def loop(update: Any, weights: Weights, init: Any) -> Step:
-    """A function that takes the next step each time it is called."""
-    held, keys = [weights, init(weights)], iter(range(10**9))
+    weights = shape.weights()
+    held, keys = [weights, optimiser.init(weights)], iter(range(10**9))
 
     def step() -> float:
-        *held[:], value = update(*held, jax.random.key(next(keys)))
+        *held[:], value = update(*held, batch, jax.random.key(next(keys)))
         return float(value)
 
     return step

@@ -1,19 +1,16 @@
 """Fits a recipe, evaluates it and writes `benchmarks/results/NAME.ENGINE.SEED.json` beside the published figure.
 
-    python benchmarks/reproduce.py ptb_language_model --engine pyro --seed 0 --runs runs
+    python -m benchmarks.reproduce ptb_language_model --engine pyro --seed 0 --runs runs
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 
-from guidebook.inference.evaluate import evaluate
-from guidebook.inference.fit import fit
+from benchmarks.machine import commit, device
+from guidebook.inference import evaluate, fit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LI = "Li et al. 2019, PTB test, as quoted by Li et al. 2020"
@@ -73,27 +70,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.recipe}.{arguments.engine}.{arguments.seed}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("recipe", "seconds", "gate")}), metrics["iw_nll"], metrics["kl"])
-
-
-def device() -> str:
-    """The kind of machine, e.g. "2 cores, Intel(R) Xeon(R) Processor, AMX bfloat16"."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    amx = ", AMX bfloat16" if any("amx_bf16" in line for line in lines if line.startswith("flags")) else ""
-    return f"{os.cpu_count()} cores, {model}{amx}"
-
-
-def commit() -> str:
-    """The commit that is checked out, "+" where the tree differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=RESULTS, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    print(json.dumps({key: result[key] for key in ("recipe", "seconds", "gate")}))
 
 
 def _met(value: float, sign: str, bound: float) -> bool:

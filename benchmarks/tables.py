@@ -31,11 +31,12 @@ QUALITY = {
     "active_units": "active units",
 }
 RUN = ("published", "gate", "device", "epochs", "minutes")
-LOOPS = {"ours_ms": "ours", "hand_ms": "hand", "stock_ms": "stock", "floor_ms": "floor"}
+LOOPS = ("ours", "ours_bfloat16", "hand", "stock", "floor")
 RATIOS = {
-    "ours / hand": ("ours_ms", "hand_ms"),
-    "stock / ours": ("stock_ms", "ours_ms"),
-    "ours / floor": ("ours_ms", "floor_ms"),
+    "ours / hand": ("ours", "hand"),
+    "stock / ours": ("stock", "ours"),
+    "ours / floor": ("ours", "floor"),
+    "bfloat16 / floor": ("ours_bfloat16", "floor"),
 }
 
 
@@ -121,19 +122,20 @@ def speed() -> str:
 
 
 def speed_table(result: Mapping[str, Any]) -> str:
-    rows = map(speed_row, result["measurements"])
-    return f"{result['device']}:\n\n{table(['measurement', *LOOPS.values(), *RATIOS], rows)}"
+    columns = ["measurement", "unit", *(loop.replace("_", " ") for loop in LOOPS), *RATIOS, "target"]
+    return f"{result['device']}:\n\n{table(columns, map(speed_row, result['measurements']))}"
 
 
 def speed_row(entry: Mapping[str, Any]) -> list[str]:
-    times = [number(entry.get(loop)) for loop in LOOPS]
-    return [entry["name"], *times, *(ratio(entry, above, below) for above, below in RATIOS.values())]
+    unit = "MiB" if "ours_mib" in entry else "ms"
+    values = {loop: entry.get(f"{loop}_{unit.lower()}") for loop in LOOPS}
+    shown = [number(value) for value in values.values()]
+    ratios = [ratio(values[above], values[below]) for above, below in RATIOS.values()]
+    return [entry["name"].replace("_", " "), unit, *shown, *ratios, gate(entry.get("targets"))]
 
 
-def ratio(entry: Mapping[str, Any], above: str, below: str) -> str:
-    if not entry.get(above) or not entry.get(below):
-        return NONE
-    return number(float(entry[above]) / float(entry[below]))
+def ratio(above: Any, below: Any) -> str:
+    return number(float(above) / float(below)) if above and below else NONE
 
 
 TABLES = {"quality": quality, "speed": speed}

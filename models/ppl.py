@@ -64,7 +64,9 @@ class PPL(Protocol):
 
     def softplus(self, x: Array) -> Array: ...
 
-    def concatenate(self, xs: Any, axis: int = -1) -> Array: ...
+    def concatenate(self, xs: Any, axis: int = -1) -> Array:
+        """Joined along `axis`, the other dimensions broadcast: a latent may have particles where the data have none."""
+        ...
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros of the run's floating type, on its device."""

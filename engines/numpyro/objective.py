@@ -132,14 +132,21 @@ class Loss(ELBO):
         def substituted(program: Any) -> Any:
             return lambda: handlers.substitute(program, data=param_map)(*args, **kwargs)
 
-        pair = traces(substituted(model), substituted(guide), rng_key, particles=self.num_particles)
-        frames = _frames(sites(pair[1]), self.plate)
-        if not frames:
-            raise BadInput(f"no site of the model stands in a plate called {self.plate!r}: name the data plate")
-        rows = frames[0].size
-        scale = next(s["scale"] for s in sites(pair[1]).values() if _frames({"": s}, self.plate)) or 1.0
-        found = terms(*pair, plate=self.plate, data_size=round(float(scale) * rows))
-        return self.function(found, self.weight).sum() * scale
+        def found(key: Array) -> tuple[Terms, Array]:
+            guide_trace, model_trace = traces(substituted(model), substituted(guide), key)
+            rows = _rows(sites(model_trace), self.plate)
+            inside = (site for site in sites(model_trace).values() if _frames({"": site}, self.plate))
+            scale = next(inside)["scale"] or 1.0
+            every = terms(guide_trace, model_trace, plate=self.plate, data_size=round(float(scale) * rows))
+            return every, jnp.asarray(scale)
+
+        if self.num_particles == 1:
+            every, scale = found(rng_key)
+        else:
+            keys = jax.random.split(rng_key, self.num_particles)
+            every, scale = jax.vmap(found, out_axes=(0, None))(keys)
+            every = every._replace(weight=every.weight[0])
+        return self.function(every, self.weight).sum() * scale
 
 
 class _PerDatum:

@@ -44,6 +44,7 @@ class PPL:
         self.register, self.training = register, training
         self.dtype = dtype
         self.used: set[str] = set()
+        self.scans = False
 
     def sample(self, name: str, fn: Any, obs: Array | None = None) -> Array:
         return numpyro.sample(name, fn, obs=obs)  # pyright: ignore[reportReturnType]
@@ -72,10 +73,14 @@ class PPL:
 
     def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
         """`numpyro.contrib.control_flow.scan`: every site inside comes out as one, time before its other axes."""
+        self.scans = True
         return scan(step, carry, xs)
 
     def concatenate(self, xs: Any, axis: int = -1) -> Array:
-        return jnp.concatenate(tuple(xs), axis=axis)
+        xs = tuple(xs)
+        shape = list(jnp.broadcast_shapes(*(jnp.take(x, jnp.array([0]), axis).shape for x in xs)))
+        each = [jnp.broadcast_to(x, (*shape[:axis], x.shape[axis], *shape[axis:][1:])) for x in xs]
+        return jnp.concatenate(each, axis=axis)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape, self.dtype)

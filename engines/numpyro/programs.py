@@ -75,8 +75,8 @@ class Realised:
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
         self.outermost = objective.outermost(guide_trace, model_trace)
-        scans = any(site["type"] == "control_flow" for site in (*guide_trace.values(), *model_trace.values()))
-        self.broadcasts = self.pair.engine is None and not scans
+        # NumPyro has no scan inside a plate: such a story's particles are mapped over.
+        self.broadcasts = self.pair.engine is None and not self.ppl.scans
         if self.pair.engine is None:
             chosen = {name: weight for name, weight in every.items() if name.partition(".")[0] in in_guide | in_model}
             self.side = {name: "model" if name.partition(".")[0] in in_model else "guide" for name in chosen}

@@ -98,7 +98,7 @@ class Judging(Realised):
         """`Terms` at the present parameters, differentiable."""
         model, guide = self.programs()
         if particles > 1 and not self.broadcasts:
-            return _stack([self.terms_of(arrays, 1) for _ in range(particles)])
+            return objective._stacked([self.terms_of(arrays, 1) for _ in range(particles)])
         both = objective.traces(model, guide, arrays, particles=particles, dim=self.outermost)
         return objective.terms(
             *both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"]
@@ -153,13 +153,3 @@ def _describe(fn: Any) -> Posterior:
     family = "normal" if isinstance(base, Normal) else type(base).__name__
     rows = fn.batch_shape.numel()
     return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))
-
-
-def _stack(terms: list[Terms]) -> Terms:
-    """(S, B) terms from S single draws."""
-
-    def stacked(table: str) -> dict[str, Tensor]:
-        return {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
-
-    likelihood, prior, posterior, kl = map(stacked, ("log_likelihood", "log_prior", "log_posterior", "kl"))
-    return Terms(likelihood, prior, posterior, kl, terms[0].weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -20,13 +20,13 @@ PARTICLES = "particles"
 
 
 def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1, dim: int = -2
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1, dim: int = -2, **kwargs: Any
 ) -> tuple[Any, Any]:
     """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along `dim`."""
     if particles > 1:
         model, guide = (plated(program, particles, dim) for program in (model, guide))
-    guide_trace = poutine.trace(guide).get_trace(*args)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return guide_trace, model_trace
 
 
@@ -122,21 +122,24 @@ class Loss(ELBO):
         super().__init__(num_particles=particles)
         self.function, self.plate, self.weight = function, plate, weight
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
-        guide_trace, model_trace = traces(model, guide, *args, particles=self.num_particles)
-        frames = _frames(sites(model_trace), self.plate)
-        if not frames:
-            raise BadInput(f"no site of the model stands in a plate called {self.plate!r}: name the data plate")
-        size, rows = frames[0].full_size or frames[0].size, frames[0].size
-        found = terms(guide_trace, model_trace, plate=self.plate, data_size=size)
-        return self.function(found, self.weight).sum() * (size / rows)
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        def found() -> tuple[Terms, float]:
+            guide_trace, model_trace = traces(model, guide, *args, **kwargs)
+            rows = _rows(sites(model_trace), self.plate)
+            size = _frames(sites(model_trace), self.plate)[0].full_size or rows
+            return terms(guide_trace, model_trace, plate=self.plate, data_size=size), size / rows
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
+        return self.function(every[0] if len(every) == 1 else _stacked(every), self.weight).sum() * scales[0]
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args).item()
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args)
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
 
@@ -167,6 +170,16 @@ class _PerDatum:
         rows, data_size = self.share
         shared = (value / data_size).unsqueeze(-2 if event else -1)
         return shared.expand(*shared.shape[:-2], rows, -1) if event else shared.expand(*shared.shape[:-1], rows)
+
+
+def _stacked(terms: Sequence[Terms]) -> Terms:
+    """(S, B) terms from S single draws."""
+
+    def stacked(table: str) -> dict[str, Tensor]:
+        return {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
+
+    likelihood, prior, posterior, kl = map(stacked, ("log_likelihood", "log_prior", "log_posterior", "kl"))
+    return Terms(likelihood, prior, posterior, kl, terms[0].weight)
 
 
 def _add(table: dict[str, Tensor], site: str, value: Tensor) -> None:

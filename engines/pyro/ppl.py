@@ -72,7 +72,9 @@ class PPL:
         return carry, _stack(outputs)
 
     def concatenate(self, xs: Any, axis: int = -1) -> Tensor:
-        return torch.cat(tuple(xs), dim=axis)
+        xs = tuple(xs)
+        shape = list(torch.broadcast_shapes(*(x.narrow(axis, 0, 1).shape for x in xs)))
+        return torch.cat([x.expand(*shape[:axis], x.shape[axis], *shape[axis:][1:]) for x in xs], dim=axis)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
