@@ -214,7 +214,9 @@ def main() -> None:
     """The console script: runs a command and turns what goes wrong into one line and an exit status."""
     keep_freed_memory()
     try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], prog_name="guidebook", standalone_mode=False)
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            _complain("interrupted", INTERRUPTED)
     except (BadInput, BadData) as error:
         status = _complain(str(error), BAD_INPUT)
     except CommandError as error:

@@ -64,11 +64,6 @@ class TextData:
         self, split: str, *, batch_size: int, seed: int = 0, shuffle: bool = False, word_keep: float = 1.0
     ) -> Batches:
         sentences = getattr(self.corpus, _split(split))
-        if not len(sentences):
-            raise BadInput(
-                f"the {split} split of {self.corpus.name} has no sentence: a larger file, "
-                "or files of their own as data.valid and data.test, would be right"
-            )
         return Batches(
             sentences,
             batch_size=batch_size,
@@ -101,6 +96,7 @@ class ArrayData:
             split: {name: array[cut[split] if len(cut[split]) else cut["train"]] for name, array in found.items()}
             for split in SPLITS
         }
+        self.rows = len(cut["train"])
         self.fingerprint = _digest(found)
 
     def batches(
@@ -108,6 +104,8 @@ class ArrayData:
     ) -> ArrayBatches:
         if word_keep < 1.0:
             raise BadInput("fit.word_dropout hides words of sentences; the data of this pair are arrays: leave it at 0")
+        if not shuffle:  # a plate of all rows cannot hold a larger batch
+            batch_size = min(batch_size, self.rows)
         return ArrayBatches(self.splits[_split(split)], batch_size=batch_size, seed=seed, shuffle=shuffle)
 
 

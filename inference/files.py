@@ -47,7 +47,7 @@ def write(path: Path, content: bytes) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None) -> None:
     """Arrays by name, with a JSON object beside them in the header, in one safetensors file."""
     metadata = {"format": str(FORMAT), "about": json.dumps(about or {})}
-    write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+    write(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata))
 
 
 def read_arrays(path: Path, *, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..data import Data
+
 SHOWN = 12
 """Epochs of the table that stay in sight."""
 
@@ -74,6 +76,7 @@ class Terminal(Display):
         )
         self.task = self.progress.add_task("fit", total=None, now="")
         self.rows: list[tuple[str, ...]] = []
+        self.title = ""
         self._draw()
 
     def note(self, text: str) -> None:
@@ -84,7 +87,8 @@ class Terminal(Display):
         self.progress.update(self.task, now=f"{what}: {done:,}")
 
     def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
-        self.live.console.print(_headline(recipe, batches, steps, done, folder))
+        self.title = f"validation, nats per {_datum(recipe)}"
+        self.live.console.print(_headline(recipe, batches, steps, done, folder), markup=False, highlight=False)
         self.progress.update(self.task, total=steps, completed=done, now="")
 
     def step(self, step: int) -> None:
@@ -105,10 +109,10 @@ class Terminal(Display):
     def end(self, why: str, folder: Path) -> None:
         self.progress.update(self.task, now=why)
         self._draw()
-        self.live.console.print(f"{why}; the run is in [bold]{folder}[/]")
+        self.live.console.print(f"{why}; the run is in {folder}", markup=False, highlight=False)
 
     def _draw(self) -> None:
-        table = Table(title="validation, nats per datum", title_justify="left")
+        table = Table(title=self.title, title_justify="left")
         for column in ("epoch", "time", "objective", "ELBO", "reconstruction", "KL", "active units", "best"):
             table.add_column(column, justify="right")
         for row in self.rows[-SHOWN:]:
@@ -128,8 +132,12 @@ def display(live: bool | None) -> Iterator[Display]:
 
 
 def _headline(recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> str:
-    going = f", from step {done:,}" if done else ""
+    data, going = _datum(recipe) + "s", f", from step {done:,}" if done else ""
     return (
-        f"{recipe.pair} on {recipe.engine}: {batches.data_size:,} rows, batches of {recipe.fit.batch_size} in "
+        f"{recipe.pair} on {recipe.engine}: {batches.data_size:,} {data}, batches of {recipe.fit.batch_size} in "
         f"{len(batches.shapes)} shapes, {steps:,} steps{going} → {folder}"
     )
+
+
+def _datum(recipe: Any) -> str:
+    return "sentence" if isinstance(recipe.data, Data) else "row"

@@ -71,7 +71,10 @@ class Run:
     @cached_property
     def state(self) -> State:
         state = self.program.init(self._example)
-        return self.program.load_weights(state, self.weights)
+        try:
+            return self.program.load_weights(state, self.weights)
+        except BadInput as error:
+            raise BadInput(f"{self.folder / 'weights.safetensors'}: {error}") from None
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
@@ -164,8 +167,9 @@ def load(folder: str | Path, *, pair: Pair | None = None, device: str = "cpu", e
         raise BadInput(f"{folder} is no run: recipe.toml is missing")
     read_arrays(folder / "weights.safetensors", arrays=False)
     raw, _ = read(folder / "recipe.toml")
-    if "pair" not in raw:
-        raise BadInput(f"{folder / 'recipe.toml'} names no pair: it is truncated")
+    lost = [table for table in ("pair", "divergence", "data", "fit") if table not in raw]
+    if lost:
+        raise BadInput(f"{folder / 'recipe.toml'} is truncated: it has no {lost[0]!r}")
     name = str(raw["pair"])
     if pair is None and name not in PAIRS:
         raise BadInput(f"the programs of {folder} are the pair {name!r} in a file of your own: add --pair FILE.py:NAME")

@@ -21,7 +21,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from ...models.errors import BadInput
-from .precision import product, product_over_rows, product_with
+from .precision import product, _product_over_rows, _product_with
 
 PAD, BOS, EOS = 0, 1, 2
 TILE = 2**23  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones
@@ -78,8 +78,8 @@ def _per_token_fwd(states, weight, words, counted, precision):
     def tile(d_weight, part):
         h, own = part
         exponentials, shift, total = _exponentials(h, weight, precision)
-        d_states = own - product_with(exponentials, weight, precision) / total[:, None]
-        d_weight = d_weight + product_over_rows(exponentials, h / -total[:, None], precision)
+        d_states = own - _product_with(exponentials, weight, precision) / total[:, None]
+        d_weight = d_weight + _product_over_rows(exponentials, h / -total[:, None], precision)
         return d_weight, ((h * own).sum(-1) - shift - jnp.log(total), d_states)
 
     zeros = jnp.zeros_like(weight)
@@ -98,7 +98,7 @@ def _per_token_bwd(precision, residuals, upstream):
         def tile(d_weight, part):
             h, upstream = part
             exponentials, _, total = _exponentials(h, weight, precision)
-            return d_weight + product_over_rows(exponentials, h * (upstream / -total)[:, None], precision), None
+            return d_weight + _product_over_rows(exponentials, h * (upstream / -total)[:, None], precision), None
 
         d_weight = _walk(tile, jnp.zeros_like(weight), weight, states, upstream)[0]
         return d_weight.at[words].add(states * upstream[:, None])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -80,17 +79,18 @@ class Program(Judging):
 
     def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Array]:
         gradients, norm = optimise.clip(gradients, self.settings.clip)
-        finite = jnp.isfinite(norm)
-        parameters, optimisers = dict(state.parameters), {}
-        for side, rule in self.rules.items():
-            chosen = self._of(side, state.parameters)
-            updates, after = rule.update(self._of(side, gradients), state.optimisers[side], chosen)
-            optimisers[side] = jax.tree.map(partial(jnp.where, finite), after, state.optimisers[side])
-            parameters |= {
-                name: jnp.where(finite, value - rates[side].astype(value.dtype) * updates[name], value)
-                for name, value in chosen.items()
-            }
-        return State(parameters, optimisers), norm
+
+        def updated() -> State:
+            parameters, optimisers = dict(state.parameters), {}
+            for side, rule in self.rules.items():
+                chosen = self._of(side, state.parameters)
+                updates, optimisers[side] = rule.update(self._of(side, gradients), state.optimisers[side], chosen)
+                parameters |= {
+                    name: value - rates[side].astype(value.dtype) * updates[name] for name, value in chosen.items()
+                }
+            return State(parameters, optimisers)
+
+        return jax.lax.cond(jnp.isfinite(norm), updated, lambda: state), norm
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: np.array(value) for name, value in state.parameters.items()}

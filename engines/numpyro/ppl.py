@@ -66,7 +66,7 @@ class PPL:
         self.used.add(name)
         if self.register:
             arrays, rest = eqx.partition(module, eqx.is_inexact_array)
-            module = eqx.combine(numpyro.param(f"{name}$params", arrays), rest)
+            module = eqx.combine(numpyro.param(f"{name}$params", lambda _: arrays), rest)
         if not (self.training and _takes_key(module)):
             return module
         return lambda *args: module(*args, key=numpyro.prng_key())

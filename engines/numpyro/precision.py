@@ -35,14 +35,14 @@ def product(x: Array, weight: Array, precision: str = "float32") -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def product_with(upstream: Array, weight: Array, precision: str = "float32") -> Array:
+def _product_with(upstream: Array, weight: Array, precision: str = "float32") -> Array:
     """u W: (…, out), (out, in) to (…, in): the gradient of x. `product` with Wᵀ would lose bfloat16."""
     operand = products_in(precision, upstream.dtype)
     flat = upstream.reshape(-1, upstream.shape[-1]).astype(operand)
     return _dot(flat, weight.astype(operand), 1, 0).reshape(*upstream.shape[:-1], weight.shape[1])
 
 
-def product_over_rows(upstream: Array, x: Array, precision: str = "float32") -> Array:
+def _product_over_rows(upstream: Array, x: Array, precision: str = "float32") -> Array:
     """uᵀ x: (…, out), (…, in) to (out, in): the gradient of W."""
     upstream, x = upstream.reshape(-1, upstream.shape[-1]), x.reshape(-1, x.shape[-1])
     operand = products_in(precision, upstream.dtype)

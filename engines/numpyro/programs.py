@@ -85,7 +85,8 @@ class Realised:
             chosen, self.side = self.native.initial, self.native.side
         if not chosen:
             raise BadInput(f"the pair {self.pair.name!r} has no parameters to fit")
-        return {name: jnp.array(value) for name, value in chosen.items()}
+        # A dtype of its own: `numpyro.param("scale", 1.0)` is weakly typed, and would compile again after one step.
+        return {name: jnp.array(value, jnp.result_type(value)) for name, value in chosen.items()}
 
     def arrays(self, batch: Batch) -> dict[str, Array]:
         def array(value: Any) -> Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import product, product_over_rows, product_with
+from .precision import product, _product_over_rows, _product_with
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -66,12 +66,12 @@ def _lstm_bwd(precision, residuals, upstream):
         dh = dh + upstream
         dc = dc + dh * through
         d_gates = jnp.concatenate([d_cell * jnp.tile(dc, 3), d_output * dh], axis=-1)
-        return (product_with(d_gates, weight, precision), dc * f), d_gates
+        return (_product_with(d_gates, weight, precision), dc * f), d_gates
 
     factors = (upstream, through, d_cell, d_output, f)
     zeros = (jnp.zeros_like(h), jnp.zeros_like(c))
     (dh, dc), d_gates = jax.lax.scan(step, zeros, factors, reverse=True)
-    return d_gates.sum(1), d_gates.sum(0), dh, dc, product_over_rows(d_gates, _shifted(h, states), precision)
+    return d_gates.sum(1), d_gates.sum(0), dh, dc, _product_over_rows(d_gates, _shifted(h, states), precision)
 
 
 lstm.defvjp(_lstm_fwd, _lstm_bwd)
@@ -122,12 +122,12 @@ def _gru_bwd(precision, residuals, upstream):
         upstream, factors, z = at
         dh = dh + upstream
         d_gates = factors * jnp.tile(dh, 3)
-        return dh * z + product_with(d_gates, weight, precision), (d_gates, dh)
+        return dh * z + _product_with(d_gates, weight, precision), (d_gates, dh)
 
     dh, (d_gates, flowing) = jax.lax.scan(step, jnp.zeros_like(h), (upstream, factors, z), reverse=True)
     hidden = h.shape[-1]
     d_inputs = jnp.concatenate([d_gates[..., : 2 * hidden], d_n * flowing], axis=-1)
-    d_weight = product_over_rows(d_gates, before, precision)
+    d_weight = _product_over_rows(d_gates, before, precision)
     return d_inputs.sum(1), d_inputs.sum(0), dh, d_weight, d_gates.sum((0, 1, 2))
 
 

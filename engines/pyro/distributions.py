@@ -26,7 +26,7 @@ from .precision import products_in
 
 PAD, BOS, EOS = 0, 1, 2
 TILE = 2**22  # logits in a tile: 16 MiB of float32; smaller ones read and write the gradient of W more often
-SAFE = 1e20  # a sum of exponentials within 1/SAFE … SAFE has lost nothing to overflow or underflow
+_SAFE = 1e20  # a sum of exponentials within 1/_SAFE … _SAFE has lost nothing to overflow or underflow
 
 
 def token_log_prob(
@@ -95,7 +95,7 @@ def _exponentials(states: Tensor, weight: Tensor, tile: Tensor) -> tuple[Tensor 
     logits = torch.mm(states, weight.t(), out=tile)
     if logits.device.type == "cpu":
         total = logits.exp_().sum(-1)
-        if total.max() < SAFE and total.min() > 1 / SAFE:
+        if total.max() < _SAFE and total.min() > 1 / _SAFE:
             return 0.0, total
         torch.mm(states, weight.t(), out=tile)
     shift = logits.amax(-1)

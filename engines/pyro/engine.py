@@ -80,6 +80,7 @@ class Program(Judging):
         return {key: value.cpu().numpy().copy() for table in found for key, value in table.items()}
 
     def load_slots(self, state: State, slots: Mapping[str, np.ndarray]) -> State:
+        slots = {key: array.reshape(()) if key.startswith("step/") else array for key, array in slots.items()}
         check(slots, self._slot_shapes(state, slots), "optimiser's slots")
         arrays = {key: torch.as_tensor(np.array(value)) for key, value in slots.items()}
         for side, optimiser in state.optimisers.items():

@@ -21,7 +21,7 @@ from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
 from .precision import check_precision, product, products_in
-from .recurrence import LIBRARY_DEVICES, by_library, gru, gru_cell, joined, lstm, lstm_cell
+from .recurrence import _LIBRARY_DEVICES, _by_library, _joined, gru, gru_cell, lstm, lstm_cell
 
 State = tuple[Tensor, ...]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -100,8 +100,8 @@ class Recurrent(Realised):
         """States (T, S, B, H) after each of `tokens` (B, T); `shape` is (S, B)."""
         embedded = dropped(F.embedding(tokens.t(), self.embedding), dropout if self.training else 0.0)
         initial = self._initial(z, shape)
-        if embedded.device.type in LIBRARY_DEVICES:
-            return by_library(self.spec.kind, joined(embedded, z, shape), initial, *self._cell_weights())
+        if embedded.device.type in _LIBRARY_DEVICES:
+            return _by_library(self.spec.kind, _joined(embedded, z, shape), initial, *self._cell_weights())
         projected = product(embedded, self._input_weights()[0], self.precision)
         constant = self._constant(z, shape)
         if self.spec.kind == "lstm":

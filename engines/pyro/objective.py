@@ -126,13 +126,16 @@ class Loss(ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         def found() -> tuple[Terms, float]:
-            guide_trace, model_trace = traces(model, guide, *args, **kwargs)
+            model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
             rows = _rows(sites(model_trace), self.plate)
             size = _frames(sites(model_trace), self.plate)[0].full_size or rows
             return terms(guide_trace, model_trace, plate=self.plate, data_size=size), size / rows
 
         every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
         return self.function(every[0] if len(every) == 1 else _stacked(every), self.weight).sum() * scales[0]
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return traces(model, guide, *args, **kwargs)[::-1]
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         with torch.no_grad():

@@ -23,17 +23,17 @@ from torch.autograd.function import once_differentiable
 
 from .precision import products_in
 
-LIBRARY_DEVICES = ("cuda",)
+_LIBRARY_DEVICES = ("cuda",)
 
 
-def joined(embedded: Tensor, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
+def _joined(embedded: Tensor, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
     """[e_t; z]: embedded (T, B, E) and z (S, B, Z) to (T, S, B, E + Z); `shape` is (S, B)."""
     steps = len(embedded)
     x = embedded.unsqueeze(1).expand(steps, *shape, -1)
     return x if z is None else torch.cat((x, z.expand(steps, *shape, -1)), -1)
 
 
-def by_library(kind: str, x: Tensor, initial: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
+def _by_library(kind: str, x: Tensor, initial: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
     """States (T, S, B, H) of torch's own layer; `weights` are W_ih, W_hh, b_ih, b_hh."""
     flat = x.flatten(1, 2)
     start = tuple(state.reshape(1, flat.shape[1], -1) for state in initial)

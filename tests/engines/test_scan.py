@@ -180,7 +180,7 @@ def test_it_trains(both, engine, particles):
     state = program.load_weights(state, EXACT | {"update.weight_0": np.zeros((D, 2 * D))})
     evidence = norm(0, (Q + R) ** 0.5).logpdf(batch["x"]).sum()
     before = program.terms(state, batch, seed=0).elbo().sum()
-    for step in range(80):
+    for step in range(60):
         state, info = program.step(state, [batch], both.control(step, rate=0.1))
     # The model learns the spread of three points besides: it may pass the evidence of the true weights.
     assert program.terms(state, batch, seed=0).elbo().sum() > before + 0.5 * (evidence - before)

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.numpy import save_file
@@ -22,6 +22,7 @@ numbers = st.sampled_from([np.float32, np.float64, np.int32, np.int64]).flatmap(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(max_size=9), numbers, max_size=4), st.dictionaries(st.text(), st.integers() | st.text()))
 def test_arrays_come_back_as_they_went(tmp_path_factory, tensors, about):
     path = tmp_path_factory.mktemp("arrays") / "x.safetensors"
@@ -62,9 +63,10 @@ def test_a_kill_in_the_middle_leaves_the_old_file_and_the_next_write_cleans_up(t
     def killed(*_):
         raise SystemExit
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched:
         patched.setattr(files.os, "replace", killed)
-        write_arrays(path, {"w": np.zeros(3)})
+        with pytest.raises(SystemExit):
+            write_arrays(path, {"w": np.zeros(3)})
     np.testing.assert_array_equal(read_arrays(path)[0]["w"], np.ones(3))
     write_arrays(path, {"w": np.full(3, 2.0)})
     np.testing.assert_array_equal(read_arrays(path)[0]["w"], np.full(3, 2.0))
@@ -125,6 +127,7 @@ def lines(steps):
     return [{"kind": "train", "step": step, "objective": step / 3} for step in steps]
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 400))
 def test_metrics_cut_anywhere_read_as_the_lines_before(tmp_path_factory, keep):
     path = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_logistic_is_half_at_its_midpoint_and_whole_at_the_end(midpoint, rate, s
     tail = math.exp(-rate * midpoint)
     assert curve.at(0) == pytest.approx(stop * tail / (1 + tail), rel=1e-6, abs=1e-12)
     assert curve.at(midpoint + 1 / rate) == pytest.approx(stop / (1 + math.exp(-1)))
-    assert curve.at(math.inf) == stop
+    assert curve.at(math.inf) == pytest.approx(stop)
 
 
 @given(steps, values, values)
@@ -92,7 +93,7 @@ def test_cyclical_starts_every_cycle_at_zero_and_ends_it_at_one(length, cycles, 
     schedule = Cyclical(steps=length, cycles=cycles, ratio=ratio)
     weights = np.array([schedule.at(step) for step in range(length)])
     starts = [math.ceil(cycle * length / cycles) for cycle in range(cycles)] + [length]
-    for first, after in zip(starts[:-1], starts[1:], strict=True):
+    for first, after in itertools.pairwise(starts):
         cycle = weights[first:after]
         plateau = np.arange(after - first) >= ratio * (after - first)
         assert cycle[0] == 0.0

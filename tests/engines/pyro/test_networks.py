@@ -315,7 +315,7 @@ def test_the_library_layer_that_cuda_takes_is_the_same(kind, latent, data, monke
     z = tensor(z) if latent else None
     found = []
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr(networks, "LIBRARY_DEVICES", devices)
+        monkeypatch.setattr(networks, "_LIBRARY_DEVICES", devices)
         states = decoder.states(z, tensor(inputs))
         probe = torch.linspace(-1, 1, states.numel(), dtype=torch.float64).view_as(states)
         used = [p for name, p in decoder.named_parameters() if name != "output"]
