@@ -24,7 +24,8 @@ TEXTS = sorted(
 PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 TORCH_PICKLING = {("torch", "save"), ("torch", "load"), ("eqx", "tree_serialise_leaves")}
 MACHINE_PATH = re.compile(r"(?<![\w.:/$<)}\]])/(?:home|root|Users|work|tmp|mnt|media|var/folders)/[\w.-]+")
-LARGEST = 16 * 1024
+LARGEST = {"tests": 20 * 1024}
+"""Bytes; 16 KiB where nothing is said. A table of cases may be longer than an idea."""
 
 
 def name(path: Path) -> str:
@@ -59,7 +60,7 @@ def test_no_path_of_a_machine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_files_stay_readable(path: Path) -> None:
-    assert path.stat().st_size <= LARGEST, "split it: one idea per file"
+    assert path.stat().st_size <= LARGEST.get(name(path).split("/")[0], 16 * 1024), "split it: one idea per file"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

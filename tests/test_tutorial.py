@@ -1,0 +1,97 @@
+"""`docs/write_your_own_pair.md` runs as it stands: its files, its Python and its commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guidebook.inference import cli
+
+TEXT = (Path(__file__).parents[1] / "docs" / "write_your_own_pair.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+FILES = {
+    code.splitlines()[0].removeprefix("# "): code
+    for language, code in BLOCKS
+    if language == "python" and code.startswith("# ")
+}
+SCRIPTS = [code for language, code in BLOCKS if language == "python" and not code.startswith("# ")]
+COMMANDS = [line for language, code in BLOCKS if not language for line in code.splitlines()]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder as the reader has it: the files of the page, and its data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    exec(SCRIPTS[0], {})
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.fixture
+def guidebook(monkeypatch, capsys):
+    def run(command):
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert exit_.value.code == 0, printed.err
+        return printed.out
+
+    return run
+
+
+def test_the_page_is_short_and_its_blocks_are_found():
+    assert list(FILES) == ["sensors_pyro.py", "sensors_numpyro.py", "sensors.py"]
+    assert len(SCRIPTS) == 2
+    assert [shlex.split(command)[1] for command in COMMANDS] == ["fit", "evaluate", "diagnose"]
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_the_commands(desk, guidebook):
+    fit, evaluate, diagnose = COMMANDS
+    guidebook(fit)
+    assert "active units" in guidebook(evaluate)
+    found = json.loads(guidebook(f"{evaluate} --json"))
+    assert found["sentences"] == 40
+    assert found["kl"] > 1.0  # two factors that five sensors show clearly
+    guidebook(diagnose)
+    written = {path.relative_to(desk / "runs" / "sensors").as_posix() for path in desk.rglob("*") if path.is_file()
+               and path.is_relative_to(desk / "runs" / "sensors")}
+    assert {"recipe.toml", "weights.safetensors", "metrics.jsonl", "posterior.nc", "report.html"} <= written
+
+
+def test_the_python(desk, capsys):
+    names = {}
+    exec(SCRIPTS[1], names)
+    run, found = names["run"], names["found"]
+    assert "ELBO" in capsys.readouterr().out
+    valid = run.history("valid")
+    assert len(valid) == 40
+    assert valid["elbo"].iloc[-1] > valid["elbo"].iloc[0] + 1.0
+    assert found.active_units == 2
+    other = names["evaluate"](run, particles=100, engine="pyro")
+    assert np.isclose(other.elbo, found.elbo, rtol=0.03)  # other draws of the same posterior
+
+
+@pytest.mark.parametrize("engine", ["pyro", "numpyro"])
+def test_the_native_files(desk, guidebook, engine):
+    """Quickly, and the same as the story: a bound that rises."""
+    source = f"sensors_{engine}.py:PAIR"
+    guidebook(
+        f"guidebook fit {source} fit.epochs=15 fit.optimiser.learning_rate=0.02 --data sensors.npz --out runs/{engine}"
+    )
+    lines = [json.loads(line) for line in (desk / "runs" / engine / "metrics.jsonl").read_text().splitlines()]
+    elbo = [line["elbo"] for line in lines if line["kind"] == "valid"]
+    assert elbo[-1] > elbo[0] + 1.0
+    found = json.loads(guidebook(f"guidebook evaluate runs/{engine} --pair {source} --particles 20 --json"))
+    assert found["sites"]["z"]["kl_from"] == "analytic"
