@@ -108,9 +108,7 @@ def hand(shape: Shape, precision: str = "float32") -> Step:
             loc, log_variance = net.encode(batch["tokens"])
             z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
             logits = net.decode(z, batch["inputs"])
-            words = F.cross_entropy(
-                logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=0, reduction="sum"
-            )
+            words = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=0, reduction="sum")
         kl = 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
         loss = (words + kl) / shape.rows
         loss.backward()
@@ -166,9 +164,7 @@ def ours(shape: Shape, precision: str = "float32") -> Step:
 class Product:
     """One product of a step, forward and both gradients, with operands and results allocated beforehand."""
 
-    def __init__(
-        self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1
-    ) -> None:
+    def __init__(self, rows: int, inputs: int, outputs: int, times: int = 1, weight_gradient: int = 1) -> None:
         self.x, self.y = torch.randn(times * rows, inputs), torch.randn(times * rows, outputs)
         self.w, self.dw, self.dx = (
             torch.randn(outputs, inputs),
@@ -265,9 +261,7 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
         Product(particles, shape.hidden, 4 * shape.hidden, times=shape.steps),
         Product(particles, shape.hidden, shape.vocabulary, times=shape.steps),
     ]
-    variants: dict[str, Step] = {
-        precision: lambda precision=precision: bound(precision) for precision in engines
-    }
+    variants: dict[str, Step] = {precision: lambda precision=precision: bound(precision) for precision in engines}
     found = medians({"floor": lambda: [product.forward() for product in made], **variants}, repeats)
     weights = {precision: bound(precision) for precision in engines}
     nll = {name: float(np.log(particles) - np.logaddexp.reduce(w[:, 0])) for name, w in weights.items()}
@@ -332,9 +326,7 @@ def measure(repeats: int = 15) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", choices=("hand", "ours"), help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Fits a recipe, evaluates it and writes `benchmarks/results/NAME.ENGINE.SEED.json` beside the published figure.
 
-    python -m benchmarks.reproduce ptb_language_model --engine pyro --seed 0 --runs runs
+python -m benchmarks.reproduce ptb_language_model --engine pyro --seed 0 --runs runs
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ PUBLISHED = {
             "comparable": "the language model's: without tricks the VAE collapses onto it",
         }
     ],
-    "ptb_vae_annealed": [
-        {"metric": "iw_nll", "value": 101.28, "source": LI, "comparable": "their −ELBO; KL 0.00"}
-    ],
+    "ptb_vae_annealed": [{"metric": "iw_nll", "value": 101.28, "source": LI, "comparable": "their −ELBO; KL 0.00"}],
 }
 """Recipe → published figures, in nats per sentence."""
 

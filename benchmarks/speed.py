@@ -55,7 +55,11 @@ def measured(engine: str, repeats: int) -> list[dict[str, Any]]:
 def judged(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry with each target and whether it was met."""
     targets = [
-        {"metric": ratio, "bound": f"{sign} {bound}", "met": entry[ratio] <= bound if sign == "<=" else entry[ratio] >= bound}
+        {
+            "metric": ratio,
+            "bound": f"{sign} {bound}",
+            "met": entry[ratio] <= bound if sign == "<=" else entry[ratio] >= bound,
+        }
         for ratio, (sign, bound) in TARGETS.get(entry["name"], {}).items()
     ]
     return entry | {"targets": targets}

@@ -69,9 +69,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             with arrays:
                 return check_arrays({name: _member(arrays, name, path) for name in arrays.files}, str(path))
     except OSError as error:
-        raise BadData(
-            f"{path} cannot be read ({error.strerror or error}): an .npz file would be right"
-        ) from error
+        raise BadData(f"{path} cannot be read ({error.strerror or error}): an .npz file would be right") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, BadData):
             raise
@@ -93,9 +91,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str = "the data") -> d
     sizes = {name: len(array) for name, array in checked.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise BadData(
-            f"the arrays of {where} differ in rows: {listed}; the first axis counts the data in each"
-        )
+        raise BadData(f"the arrays of {where} differ in rows: {listed}; the first axis counts the data in each")
     return checked
 
 
@@ -111,9 +107,7 @@ def _fault(name: str, array: np.ndarray) -> str | None:
     if array.dtype.kind in "fc" and not (finite := np.isfinite(array)).all():
         first = int(np.argwhere(~finite)[0][0])
         count = int((~finite).sum())
-        return (
-            f"has {count} values that are NaN or infinite (first in row {first}): fill them and pass a mask"
-        )
+        return f"has {count} values that are NaN or infinite (first in row {first}): fill them and pass a mask"
     return None
 
 
@@ -121,6 +115,4 @@ def _member(file, name: str, path: str | Path) -> np.ndarray:
     try:
         return file[name]
     except ValueError as error:  # what NumPy says when only pickle could read it
-        raise BadData(
-            f"array {name!r} of {path} holds Python objects: numbers or strings would be right"
-        ) from error
+        raise BadData(f"array {name!r} of {path} holds Python objects: numbers or strings would be right") from error

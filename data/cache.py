@@ -106,6 +106,5 @@ def _unwritable(folder: Path, error: OSError) -> BadData:
             f"no room is left in the cache folder {folder}: free some, or set GUIDEBOOK_CACHE to another disk"
         )
     return BadData(
-        f"the cache folder {folder} cannot be written ({error.strerror or error}): "
-        "set GUIDEBOOK_CACHE to one that can"
+        f"the cache folder {folder} cannot be written ({error.strerror or error}): set GUIDEBOOK_CACHE to one that can"
     )

@@ -114,13 +114,11 @@ def _ptb_file(split: str) -> Path:
         named = os.environ.get("GUIDEBOOK_DATA")
         why = f"GUIDEBOOK_DATA = {named} is no folder" if named else "GUIDEBOOK_DATA is not set"
         raise BadData(
-            f"the corpus 'ptb' is not shipped (its licence forbids it) and {why}: "
-            f"point it at a folder with {wanted}"
+            f"the corpus 'ptb' is not shipped (its licence forbids it) and {why}: point it at a folder with {wanted}"
         )
     if not (folder / wanted).is_file():
         raise BadData(
-            f"the corpus 'ptb' needs {folder / wanted}, which is missing: "
-            "one sentence a line, Mikolov's preprocessing"
+            f"the corpus 'ptb' needs {folder / wanted}, which is missing: one sentence a line, Mikolov's preprocessing"
         )
     return folder / wanted
 

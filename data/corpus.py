@@ -57,11 +57,7 @@ def load(
     folder = cache_folder(cache)
     source = source_of(spec, folder)
     content = source.digest()
-    chosen = (
-        Tokeniser.load(tokeniser)
-        if tokeniser
-        else _trained(source, content, spec.tokeniser, folder, progress)
-    )
+    chosen = Tokeniser.load(tokeniser) if tokeniser else _trained(source, content, spec.tokeniser, folder, progress)
     fingerprint = _key(content, chosen.fingerprint)
     place = built(
         folder / f"corpus-{fingerprint}",
@@ -80,9 +76,7 @@ def train_tokeniser(sentences: Iterable[str], spec: TokeniserSpec) -> Tokeniser:
     return SubwordTokeniser.train(sentences, spec)
 
 
-def _trained(
-    source: Source, content: str, spec: TokeniserSpec, folder: Path, progress: Progress | None
-) -> Tokeniser:
+def _trained(source: Source, content: str, spec: TokeniserSpec, folder: Path, progress: Progress | None) -> Tokeniser:
     def build(making: Path) -> None:
         train_tokeniser(_Training(source, progress), spec).save(making / "tokeniser.json")
 

@@ -20,9 +20,7 @@ def prefetched(make: Callable[[int], Made], steps: Iterable[int], depth: int = 4
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     left = threading.Event()
-    thread = threading.Thread(
-        target=_work, args=(make, steps, ready, left), name="guidebook-prefetch", daemon=True
-    )
+    thread = threading.Thread(target=_work, args=(make, steps, ready, left), name="guidebook-prefetch", daemon=True)
     thread.start()
     try:
         while True:

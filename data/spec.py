@@ -16,18 +16,14 @@ class Words(_Spec):
 
     kind: Literal["words"] = "words"
     min_count: int = Field(default=1, ge=1, description="rarer words of the training split become unk")
-    cap: int | None = Field(
-        default=None, ge=1, description="at most this many ids, the 4 special tokens included"
-    )
+    cap: int | None = Field(default=None, ge=1, description="at most this many ids, the 4 special tokens included")
 
 
 class BPE(_Spec):
     """Byte-level byte-pair encoding: no text is unknown."""
 
     kind: Literal["bpe"] = "bpe"
-    size: int = Field(
-        default=8000, ge=1, description="at most this many ids: 4 special tokens, 256 bytes, then merges"
-    )
+    size: int = Field(default=8000, ge=1, description="at most this many ids: 4 special tokens, 256 bytes, then merges")
 
 
 class WordPiece(_Spec):
@@ -52,16 +48,10 @@ class Data(_Spec):
     valid: str | None = Field(
         default=None, description="path of the validation sentences; `corpus` is then all training"
     )
-    test: str | None = Field(
-        default=None, description="path of the test sentences; goes together with `valid`"
-    )
+    test: str | None = Field(default=None, description="path of the test sentences; goes together with `valid`")
     tokeniser: TokeniserSpec = Words()
-    lowercase: bool = Field(
-        default=False, description="lower-case first ('stdlib_docs' and 'ptb' already are)"
-    )
-    buckets: int = Field(
-        default=8, ge=1, description="at most this many padded lengths: JAX compiles once for each"
-    )
+    lowercase: bool = Field(default=False, description="lower-case first ('stdlib_docs' and 'ptb' already are)")
+    buckets: int = Field(default=8, ge=1, description="at most this many padded lengths: JAX compiles once for each")
     max_words: int = Field(default=1000, ge=1, description="a longer line is refused, never cut or dropped")
     max_sentences: int | None = Field(
         default=None, ge=1, description="only so many sentences of each split, for smoke runs"
@@ -70,9 +60,7 @@ class Data(_Spec):
     @model_validator(mode="after")
     def _splits_are_whole(self) -> Data:
         if (self.valid is None) != (self.test is None):
-            raise ValueError(
-                "valid and test go together: give both paths, or neither to split the corpus by hash"
-            )
+            raise ValueError("valid and test go together: give both paths, or neither to split the corpus by hash")
         if self.valid is not None and self.corpus in ("stdlib_docs", "ptb"):
             raise ValueError(f"corpus {self.corpus!r} has its own splits: leave valid and test out")
         return self

@@ -47,9 +47,7 @@ _FIELD = re.compile(r"\s*(?!Note\b|Example)[\w.*\[\]()\"',|<>/-]+(\s[\w.*]+)?\s*
 _TABLE = re.compile(r"[^\s.!?:;] {2,}\S")  # wide blanks elsewhere than after a stop
 
 _ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]*?)(?:\s*<[^`>]*>)?`")
-_QUOTED = re.compile(
-    r"``([^`]*)``|`([^`]*)`_{0,2}|\*\*([^*\s][^*]*)\*\*|(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])"
-)
+_QUOTED = re.compile(r"``([^`]*)``|`([^`]*)`_{0,2}|\*\*([^*\s][^*]*)\*\*|(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|cf|resp|a\.k\.a)\.(,?)", re.IGNORECASE)
 _DOTTED = re.compile(r"\b[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\.([A-Za-z_]\w*)")
 _UNDERSCORES_AROUND = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
@@ -76,9 +74,7 @@ _GLUE = _set(
     "when to of in on for with from by as at or and all any each which you"
 )
 # … and one that ends on these, or on a colon, went on in code.
-_DANGLING = _set(
-    "a an the of to in on for with from by as or and is are be if that which eg ie vs return returns"
-)
+_DANGLING = _set("a an the of to in on for with from by as or and is are be if that which eg ie vs return returns")
 
 
 def stdlib_docs_file(cache: Path) -> Path:

@@ -32,8 +32,7 @@ class SubwordTokeniser(Tokeniser, kinds=["bpe", "word_piece"]):
         found = tokenizer.get_vocab_size()
         if found > spec.size:
             raise BadData(
-                f"tokeniser.size = {spec.size} is smaller than the alphabet and special tokens: "
-                f"take more than {found}"
+                f"tokeniser.size = {spec.size} is smaller than the alphabet and special tokens: take more than {found}"
             )
         return cls(tokenizer, spec.kind)
 

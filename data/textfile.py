@@ -42,9 +42,7 @@ def open_binary(path: Path) -> BinaryIO:
             head = file.read(2)
         packed = head == _GZIP
         if path.suffix == ".gz" and not packed:
-            raise BadData(
-                f"{path} is named .gz but is no gzip file: gzip it, or drop the .gz if it is plain text"
-            )
+            raise BadData(f"{path} is named .gz but is no gzip file: gzip it, or drop the .gz if it is plain text")
         if head in _UTF16:
             raise BadData(f"{path} is UTF-16 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
         return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
@@ -53,9 +51,7 @@ def open_binary(path: Path) -> BinaryIO:
     except IsADirectoryError as error:
         raise BadData(f"{path} is a folder: a text file with one sentence a line would be right") from error
     except OSError as error:
-        raise BadData(
-            f"{path} cannot be read ({error.strerror}): a readable text file would be right"
-        ) from error
+        raise BadData(f"{path} cannot be read ({error.strerror}): a readable text file would be right") from error
 
 
 def _lines(path: Path, max_words: int) -> Iterator[bytes]:
@@ -75,25 +71,19 @@ def _lines(path: Path, max_words: int) -> Iterator[bytes]:
                     )
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadData(
-            f"{path} is a damaged gzip file after line {number} ({error}): copy or pack it again"
-        ) from error
+        raise BadData(f"{path} is a damaged gzip file after line {number} ({error}): copy or pack it again") from error
 
 
 def _decoded(line: bytes, path: Path, number: int, whole: bool = True) -> str:
     if b"\0" in line:
-        raise BadData(
-            f"line {number} of {path} has a NUL byte, so it is binary: a UTF-8 text file would be right"
-        )
+        raise BadData(f"line {number} of {path} has a NUL byte, so it is binary: a UTF-8 text file would be right")
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         if not whole and error.end >= len(line) - 3:  # a character cut by the limit, no fault of the file
             return ""
         byte = f"byte {error.start + 1} of line {number} of {path} (0x{line[error.start]:02x})"
-        raise BadData(
-            f"{byte} is not UTF-8: convert the file, say from Latin-1 with iconv -f L1 -t UTF-8"
-        ) from error
+        raise BadData(f"{byte} is not UTF-8: convert the file, say from Latin-1 with iconv -f L1 -t UTF-8") from error
 
 
 def _too_long(path: Path, number: int, size: str, max_words: int) -> BadData:

@@ -21,9 +21,7 @@ _CHUNK_CHARACTERS = 1 << 20
 _SORTED_AT_ONCE = 1 << 13
 
 
-def write_tokenised(
-    source: Source, tokeniser: Tokeniser, folder: Path, progress: Progress | None = None
-) -> None:
+def write_tokenised(source: Source, tokeniser: Tokeniser, folder: Path, progress: Progress | None = None) -> None:
     """Fill `folder` with one folder per split (see `Sentences.open`) and `corpus.json`.
 
     BadData if a split would be empty.
@@ -78,9 +76,7 @@ class TokenWriter:
         folder.mkdir(parents=True)
         self._folder, self._tokeniser = folder, tokeniser
         self._dtype = np.dtype(np.uint16 if tokeniser.size <= 1 << 16 else np.uint32)
-        self._files: dict[str, BinaryIO] = {
-            name: (folder / name).open("wb") for name in ("ids", "offsets", "lengths")
-        }
+        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in ("ids", "offsets", "lengths")}
         self._histogram = np.zeros(2, np.int64)
         self.sentences = self.words = 0
         self._files["offsets"].write(np.zeros(1, np.int64).tobytes())

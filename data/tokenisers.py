@@ -83,8 +83,7 @@ class Tokeniser(ABC):
             contents = json.loads(Path(path).read_text(encoding="utf-8"))
             if contents["format"] > _FORMAT:
                 raise BadData(
-                    f"{path} is a tokeniser of a newer Guidebook (format {contents['format']}): "
-                    "upgrade to read it"
+                    f"{path} is a tokeniser of a newer Guidebook (format {contents['format']}): upgrade to read it"
                 )
             return _KINDS[contents["kind"]]._restore(contents)
         except OSError as error:
@@ -106,6 +105,4 @@ class Tokeniser(ABC):
 def check_distinct(words: int) -> None:
     """BadData if there are fewer than 2 distinct words: nothing could be learned."""
     if words < 2:
-        raise BadData(
-            f"the training sentences have {words} distinct words beside <unk>: at least 2 would be right"
-        )
+        raise BadData(f"the training sentences have {words} distinct words beside <unk>: at least 2 would be right")

@@ -37,8 +37,7 @@ class WordTokeniser(Tokeniser, kinds=["words"]):
             )
         if spec.cap is not None and spec.cap < len(SPECIAL) + 2:
             raise BadData(
-                f"tokeniser.cap = {spec.cap} has no room for 2 words beside the 4 special tokens: "
-                "take at least 6"
+                f"tokeniser.cap = {spec.cap} has no room for 2 words beside the 4 special tokens: take at least 6"
             )
         return cls(words if spec.cap is None else words[: spec.cap - len(SPECIAL)])
 

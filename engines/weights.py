@@ -9,9 +9,7 @@ import numpy as np
 from ..models.errors import BadInput
 
 
-def check(
-    weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str = "weights"
-) -> None:
+def check(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str = "weights") -> None:
     """Refuses weights (or an optimiser's slots) that lack an array, have one too many, or one of another shape.
 
     Raises:

@@ -50,9 +50,7 @@ class Account:
 
     def kl_per_dimension(self, site: str) -> list[float] | None:
         """Averages over the data; None where the KL was sampled or does not split into dimensions."""
-        split = site in self.analytic and (
-            site not in self.posterior or _width(self, site) == self.kl[site].shape[-1]
-        )
+        split = site in self.analytic and (site not in self.posterior or _width(self, site) == self.kl[site].shape[-1])
         return self.kl[site].mean(0).tolist() if split else None
 
 
@@ -134,9 +132,7 @@ def _account_of(
 ) -> Account:
     terms = program.terms(state, batch, seed=seed, particles=particles)
     keep = real(batch)
-    reconstruction = -np.broadcast_to(
-        np.asarray(terms.reconstruction(), np.float64), (particles, len(keep))
-    ).mean(0)
+    reconstruction = -np.broadcast_to(np.asarray(terms.reconstruction(), np.float64), (particles, len(keep))).mean(0)
     kl = {site: _site_kl(terms, site)[keep] for site in terms.log_posterior}
     return Account(
         reconstruction[keep],
@@ -169,17 +165,13 @@ def _joined(parts: Iterable[Account]) -> Account:
         {site: _stacked([part.kl[site] for part in parts]) for site in whole.kl},
         whole.analytic,
         {
-            site: Posterior(
-                q.family, *(np.concatenate([p.posterior[site][i] for p in parts]) for i in (1, 2))
-            )
+            site: Posterior(q.family, *(np.concatenate([p.posterior[site][i] for p in parts]) for i in (1, 2)))
             for site, q in whole.posterior.items()
             if len({part.posterior[site].loc.shape[1:] for part in parts}) == 1
         },
         np.concatenate([part.rows for part in parts]),
         sum(part.tokens for part in parts),
-        None
-        if whole.loss is None
-        else np.concatenate([part.loss for part in parts if part.loss is not None]),
+        None if whole.loss is None else np.concatenate([part.loss for part in parts if part.loss is not None]),
     )
 
 

@@ -39,10 +39,12 @@ class Catalogue:
         return vars(self).copy()
 
     def __repr__(self) -> str:
-        parts = ["pairs", _names(self.pairs), "recipes", _names(dict.fromkeys(self.recipes, ''))]
+        parts = ["pairs", _names(self.pairs), "recipes", _names(dict.fromkeys(self.recipes, ""))]
         for role, kinds in self.specs.items():
             parts += [role, _names(kinds)]
-        here = [(name, "installed" if there else f"pip install 'guidebook[{name}]'") for name, there in self.engines.items()]
+        here = [
+            (name, "installed" if there else f"pip install 'guidebook[{name}]'") for name, there in self.engines.items()
+        ]
         return "\n".join([*parts, "engines", _names(dict(here))])
 
 

@@ -32,7 +32,8 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 PairOption = Annotated[
-    str | None, typer.Option("--pair", metavar="FILE.py:NAME", help="The programs of a run of your own pair; this runs the file.")
+    str | None,
+    typer.Option("--pair", metavar="FILE.py:NAME", help="The programs of a run of your own pair; this runs the file."),
 ]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="pyro or numpyro; default: the run's own.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -62,7 +63,9 @@ def fit(
     device: DeviceOption = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME-ENGINE-SEED.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays, for a pair that takes them.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays, for a pair that takes them.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:

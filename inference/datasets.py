@@ -20,8 +20,12 @@ SPLITS = ("train", "valid", "test")
 class Arrays(Spec):
     """The `[data]` table of a pair whose data are arrays: rows are split at random, always the same way."""
 
-    file: str | None = Field(default=None, description="path of an .npz, datum axis first; None: the pair brings its own")
-    valid: NonNegativeFloat = Field(default=0.1, lt=0.5, description="share of rows for validation; 0: the training rows")
+    file: str | None = Field(
+        default=None, description="path of an .npz, datum axis first; None: the pair brings its own"
+    )
+    valid: NonNegativeFloat = Field(
+        default=0.1, lt=0.5, description="share of rows for validation; 0: the training rows"
+    )
     test: NonNegativeFloat = Field(default=0.1, lt=0.5, description="share of rows for the test; 0: the training rows")
 
 

@@ -101,9 +101,7 @@ def _sentences(latents: np.ndarray | None, count: int | None) -> int:
 def _decode_rows(program, state, latents, index, strategy, max_words, seed) -> Decoded:
     forbidden = _forbidden(strategy)
     if isinstance(strategy, Beam):
-        words, scores = beam_search(
-            program, state, latents, len(index), strategy, forbidden, max_words, BOS, EOS
-        )
+        words, scores = beam_search(program, state, latents, len(index), strategy, forbidden, max_words, BOS, EOS)
     else:
         choose = _chooser(strategy, index, seed, max_words)
         words, scores = _one_path(program, state, latents, len(index), choose, forbidden, max_words)

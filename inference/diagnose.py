@@ -147,16 +147,12 @@ def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
     if len(train) > 1:
         pictures["training"] = figures.png(figures.training(train, run.history("valid"), unit))
     split = {site: found.kl_per_dimension(site) for site in found.kl if site in found.posterior}
-    drawn = [
-        site for site, kl in split.items() if kl is not None and found.posterior[site].family == "normal"
-    ]
+    drawn = [site for site, kl in split.items() if kl is not None and found.posterior[site].family == "normal"]
     if drawn:
         kl = np.concatenate([np.asarray(split[site]) for site in drawn])
         loc, scale = (np.concatenate([found.posterior[site][i] for site in drawn], -1) for i in (1, 2))
         z = np.concatenate([_first_draw(tree, site, len(found.rows)) for site in drawn], -1)
-        pictures["kl_per_dimension"] = figures.png(
-            figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist(), unit)
-        )
+        pictures["kl_per_dimension"] = figures.png(figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist(), unit))
         pictures["latent"] = figures.png(figures.latent(z, loc, scale, kl.tolist()))
     return pictures
 

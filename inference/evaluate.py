@@ -88,9 +88,7 @@ def evaluate_program(
         sites={site: _site(found, site) for site in found.kl},
         about=dict(about or {}),
     )
-    return Evaluation(
-        **values, **_perplexities(values, unit), **_information(program, state, batches, found, seed)
-    )
+    return Evaluation(**values, **_perplexities(values, unit), **_information(program, state, batches, found, seed))
 
 
 def validate_program(

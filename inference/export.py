@@ -89,8 +89,7 @@ def write_netcdf(tree: xr.DataTree, path: Path) -> None:
         FailedRun: the disk is full or the folder is not writable.
     """
     encoding = {
-        group.path: {str(name): {"zlib": True, "shuffle": True} for name in group.data_vars}
-        for group in tree.subtree
+        group.path: {str(name): {"zlib": True, "shuffle": True} for name in group.data_vars} for group in tree.subtree
     }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -102,9 +101,7 @@ def write_netcdf(tree: xr.DataTree, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _of_batch(
-    program, state, batch: Batch, draws: int, rows: int, seed: int, text: bool
-) -> dict[str, Arrays]:
+def _of_batch(program, state, batch: Batch, draws: int, rows: int, seed: int, text: bool) -> dict[str, Arrays]:
     """The groups of one batch, filler rows left out."""
     keep = real(batch)
     # Chunks of one size, so that an engine that compiles does so once; the last one's surplus is dropped.
@@ -113,15 +110,12 @@ def _of_batch(
     parts = [_draws(program, state, batch, size, derive(seed, "chunk", chunk)) for chunk in range(chunks)]
     sampled = {
         group: {
-            name: np.concatenate([part[group][name] for part in parts])[:draws][:, keep]
-            for name in parts[0][group]
+            name: np.concatenate([part[group][name] for part in parts])[:draws][:, keep] for name in parts[0][group]
         }
         for group in parts[0]
     }
     observed = _observed(batch, list(sampled["log_likelihood"]), text)
-    kept = {
-        group: {name: array[keep] for name, array in arrays.items()} for group, arrays in observed.items()
-    }
+    kept = {group: {name: array[keep] for name, array in arrays.items()} for group, arrays in observed.items()}
     return {**sampled, **kept, "index": {"index": np.asarray(batch["index"])[keep]}}
 
 
@@ -166,17 +160,14 @@ def _padded(arrays: list[np.ndarray], axis: int) -> list[np.ndarray]:
     return [
         np.pad(
             array,
-            [(0, 0)] * (axis + 1)
-            + [(0, int(n) - m) for n, m in zip(event, array.shape[axis + 1 :], strict=True)],
+            [(0, 0)] * (axis + 1) + [(0, int(n) - m) for n, m in zip(event, array.shape[axis + 1 :], strict=True)],
             constant_values=fill,
         )
         for array in arrays
     ]
 
 
-def _dimensions(
-    groups: dict[str, Arrays], plate: str, sites: dict[str, Sequence[str]]
-) -> dict[str, list[str]]:
+def _dimensions(groups: dict[str, Arrays], plate: str, sites: dict[str, Sequence[str]]) -> dict[str, list[str]]:
     """Variable → its dimensions after `sample`: the plate, then the pair's names, else SITE_dim_0, …."""
     found = {}
     for group in ("log_likelihood", "sample_stats", "posterior", "constant_data", "observed_data"):

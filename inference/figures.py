@@ -53,9 +53,7 @@ def kl_bars(kl: Sequence[float], active: Sequence[bool], unit: str = "nats per d
     axes.bar(places, values[order], color=colours[order], width=0.8)
     shown = places if len(values) <= 64 else places[:: len(values) // 32]
     axes.set_xticks(shown, [str(dimension) for dimension in order[shown]], fontsize=8)
-    _plain(
-        axes, f"{int(np.sum(active))} of {len(values)} dimensions active", "dimension", "KL, nats per datum"
-    )
+    _plain(axes, f"{int(np.sum(active))} of {len(values)} dimensions active", "dimension", "KL, nats per datum")
     axes.xaxis.set_tick_params(length=0)
     return figure
 

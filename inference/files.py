@@ -62,7 +62,9 @@ def read_arrays(path: Path, *, arrays: bool = True) -> tuple[dict[str, np.ndarra
             if "format" not in metadata:
                 raise BadInput(f"{path} was not written by guidebook: it names no format")
             if int(metadata["format"]) > FORMAT:
-                raise BadInput(f"{path} was written by a newer guidebook (format {metadata['format']}): upgrade to read it")
+                raise BadInput(
+                    f"{path} was written by a newer guidebook (format {metadata['format']}): upgrade to read it"
+                )
             names = file.keys() if arrays else ()
             return {name: file.get_tensor(name) for name in names}, json.loads(metadata["about"])
     except FileNotFoundError:

@@ -47,7 +47,7 @@ def fit(
         out: the run folder; by default `runs/NAME-ENGINE-SEED`.
         resume: go on with the run in `out`; only `fit.epochs` and `fit.max_steps` may have changed.
         data: arrays for a pair whose data are arrays, datum axis first: a dict, or the path of an .npz.
-        progress: a live display on standard error; None: when that is a terminal.
+        progress: a live display on standard error; None: where that is a terminal, else a line per epoch; False: nothing.
 
     Raises:
         BadInput: anything wrong with recipe, data or folder. FailedRun: a value that is not finite (names the site), a
@@ -67,7 +67,9 @@ def fit(
     with display(progress) as show:
         show.note(f"reading {getattr(chosen.data, 'corpus', None) or 'the data'}")
         stored = folder / "tokeniser.json"
-        dataset = dataset_of(chosen, pair, tokeniser=stored if exists and stored.exists() else None, progress=show.count)
+        dataset = dataset_of(
+            chosen, pair, tokeniser=stored if exists and stored.exists() else None, progress=show.count
+        )
         return _Fitting(chosen, pair, dataset, folder, device, show, exists).run()
 
 
@@ -85,9 +87,7 @@ class _Fitting:
         self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
         self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)
         self.last_step = min(fit.epochs * self.per_epoch, fit.max_steps or math.inf)
-        self.program: Program = program_of(
-            recipe, pair, dataset.vocabulary, self.batches.data_size, device=device
-        )
+        self.program: Program = program_of(recipe, pair, dataset.vocabulary, self.batches.data_size, device=device)
         self.state: State = self.program.init(self.batches.batch(0))
         self.position = Position()
         if resume:
@@ -159,7 +159,11 @@ class _Fitting:
     def _blame(self, step: int, broken: list[str]) -> str:
         named = sorted((key for key in broken if "/" in key), key=lambda key: not key.startswith("kl/"))
         term, _, site = (named or broken)[0].partition("/")
-        what = f"the {term.replace('_', ' ').replace('kl', 'KL')} of site {site!r}" if site else f"the {term.replace('_', ' ')}"
+        what = (
+            f"the {term.replace('_', ' ').replace('kl', 'KL')} of site {site!r}"
+            if site
+            else f"the {term.replace('_', ' ')}"
+        )
         return f"step {step}: {what} is not finite; {kept(self.folder)}. A lower learning rate, or a tighter clip, is the usual cure"
 
     def _log(self, control: Control) -> None:
@@ -194,7 +198,9 @@ class _Fitting:
         epoch = math.ceil(position.step / self.per_epoch)
         line = {"kind": "valid", "step": position.step, "epoch": epoch, "seconds": round(position.seconds, 3), **found}
         if not math.isfinite(found["objective"]):
-            raise FailedRun(f"epoch {epoch}: the validation objective is not finite; the weights before are kept in {self.folder}")
+            raise FailedRun(
+                f"epoch {epoch}: the validation objective is not finite; the weights before are kept in {self.folder}"
+            )
         better = found["objective"] < position.best
         if better:
             position.best, position.best_epoch, position.since_best = found["objective"], epoch, 0
@@ -207,7 +213,9 @@ class _Fitting:
         self._adapt(epoch)
         shapes = len(self.batches.shapes)
         if self.program.compilations > shapes:
-            raise FailedRun(f"{self.program.compilations} compilations for {shapes} shapes of batches: this is a defect of guidebook")
+            raise FailedRun(
+                f"{self.program.compilations} compilations for {shapes} shapes of batches: this is a defect of guidebook"
+            )
 
     def _adapt(self, epoch: int) -> None:
         """Early stopping, or a lower learning rate from the best weights on."""
@@ -254,7 +262,11 @@ class _Fitting:
         save(self.folder, self.program, self.state, self.position, self.dataset.fingerprint)
 
     def _save_weights(self) -> None:
-        about = {"step": self.position.step, "data_size": self.batches.data_size, "fingerprint": self.dataset.fingerprint}
+        about = {
+            "step": self.position.step,
+            "data_size": self.batches.data_size,
+            "fingerprint": self.dataset.fingerprint,
+        }
         write_arrays(self.folder / "weights.safetensors", self.program.weights(self.state), about)
 
 

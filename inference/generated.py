@@ -122,16 +122,10 @@ class Interpolation(_Result):
 
 def describe(strategy: dict[str, Any]) -> str:
     """A strategy in a few words: `beam, width 5`."""
-    given = [
-        f"{key.replace('_', ' ')} {value}" for key, value in strategy.items() if _says_something(key, value)
-    ]
+    given = [f"{key.replace('_', ' ')} {value}" for key, value in strategy.items() if _says_something(key, value)]
     unknown = [] if strategy.get("allow_unknown", True) else ["no unk"]
     return ", ".join([strategy["kind"], *given, *unknown])
 
 
 def _says_something(key: str, value: Any) -> bool:
-    return (
-        key not in ("kind", "allow_unknown")
-        and value is not None
-        and not (key == "length_penalty" and not value)
-    )
+    return key not in ("kind", "allow_unknown") and value is not None and not (key == "length_penalty" and not value)

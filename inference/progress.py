@@ -55,7 +55,11 @@ class Plain(Display):
         values = "  ".join(f"{label} {line[key]:.2f}" for key, label in names)
         active = f"  AU {line['active_units']}" if line.get("active_units") is not None else ""
         mark = "  *" if better else ""
-        print(f"epoch {line['epoch']}  {line['seconds']:.0f} s  valid: {values}{active}{mark}", file=sys.stderr, flush=True)
+        print(
+            f"epoch {line['epoch']}  {line['seconds']:.0f} s  valid: {values}{active}{mark}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def end(self, why: str, folder: Path) -> None:
         print(f"{why}; the run is in {folder}", file=sys.stderr, flush=True)
@@ -102,7 +106,13 @@ class Terminal(Display):
         values = [f"{line[key]:.2f}" for key in ("objective", "elbo", "reconstruction", "kl")]
         active = line.get("active_units")
         self.rows.append(
-            (str(line["epoch"]), f"{line['seconds']:.0f} s", *values, "–" if active is None else str(active), "★" if better else "")
+            (
+                str(line["epoch"]),
+                f"{line['seconds']:.0f} s",
+                *values,
+                "–" if active is None else str(active),
+                "★" if better else "",
+            )
         )
         self._draw()
 
@@ -122,9 +132,11 @@ class Terminal(Display):
 
 @contextmanager
 def display(live: bool | None) -> Iterator[Display]:
-    """The display for standard error. live: None asks whether it is a terminal; False is plain lines."""
+    """The display for standard error. live: None is live on a terminal and plain lines elsewhere; False is silent."""
     console = Console(stderr=True)
-    if console.is_terminal if live is None else live:
+    if live is False:
+        yield Display()
+    elif live or console.is_terminal:
         with Live(console=console, refresh_per_second=4) as area:
             yield Terminal(area)
     else:

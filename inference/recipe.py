@@ -66,9 +66,15 @@ class Fit(Spec):
     accumulate: PositiveInt = Field(default=1, description="batches per update (gradient accumulation)")
     optimiser: Optimiser = Optimiser()
     guide_optimiser: Optimiser | None = Field(default=None, description="for the guide's side; its clip is not read")
-    word_dropout: NonNegativeFloat = Field(default=0.0, le=1, description="share of the decoder's input words hidden, in training")
-    select: Literal["best", "last"] = Field(default="best", description="weights kept: best validation objective, or the last")
-    early_stopping: PositiveInt | None = Field(default=None, description="stop after so many epochs without a better one")
+    word_dropout: NonNegativeFloat = Field(
+        default=0.0, le=1, description="share of the decoder's input words hidden, in training"
+    )
+    select: Literal["best", "last"] = Field(
+        default="best", description="weights kept: best validation objective, or the last"
+    )
+    early_stopping: PositiveInt | None = Field(
+        default=None, description="stop after so many epochs without a better one"
+    )
     plateau: Plateau | None = None
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
@@ -128,7 +134,9 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
     if path.suffix != ".toml":
         names = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
         if str(source) not in names:
-            raise BadInput(f"there is no recipe {str(source)!r}{nearest(str(source), names)}; recipes: {', '.join(names)}")
+            raise BadInput(
+                f"there is no recipe {str(source)!r}{nearest(str(source), names)}; recipes: {', '.join(names)}"
+            )
         path = RECIPES / f"{source}.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")), path.name

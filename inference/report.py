@@ -58,11 +58,7 @@ def page(
     ]
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
     head += "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-    return (
-        f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
 
 def _verdict(evaluation: Evaluation) -> str:

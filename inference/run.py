@@ -127,7 +127,11 @@ class Run:
 
     def __repr__(self) -> str:
         valid = [line for line in self.lines if line["kind"] == "valid"]
-        last = f"epoch {valid[-1]['epoch']}: valid ELBO {valid[-1]['elbo']:.2f}, KL {valid[-1]['kl']:.2f}" if valid else "no epoch yet"
+        last = (
+            f"epoch {valid[-1]['epoch']}: valid ELBO {valid[-1]['elbo']:.2f}, KL {valid[-1]['kl']:.2f}"
+            if valid
+            else "no epoch yet"
+        )
         return f"Run({str(self.folder)!r}, {self.recipe.pair} on {self.recipe.engine}; {last})"
 
     @property
@@ -211,5 +215,3 @@ def program_of(recipe: Recipe, pair: Pair, vocabulary: int, data_size: int, *, d
 
 def _optimiser(spec: Optimiser) -> OptimiserSpec:
     return OptimiserSpec(spec.kind, spec.betas, spec.eps, spec.weight_decay, spec.momentum)
-
-

@@ -143,14 +143,10 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
     for sentence in sentences:
         words = (sentence.lower() if lower else sentence).split()
         if not words:
-            raise BadInput(
-                f"the sentence {sentence!r} has no word: one or more, separated by blanks, would be right"
-            )
+            raise BadInput(f"the sentence {sentence!r} has no word: one or more, separated by blanks, would be right")
         if len(words) > run.recipe.data.max_words:
             limit = run.recipe.data.max_words
-            raise BadInput(
-                f"a sentence has {len(words):,} words: at most {limit:,} (data.max_words) would be right"
-            )
+            raise BadInput(f"a sentence has {len(words):,} words: at most {limit:,} (data.max_words) would be right")
         read = [_as_known(word, run.tokeniser) for word in words]
         unknown |= dict.fromkeys(word for word in read if _is_unknown(word, run.tokeniser))
         ids.append(run.tokeniser.encode(" ".join(read)))

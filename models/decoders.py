@@ -23,7 +23,9 @@ class RecurrentDecoder(Spec):
     kind: str
     embedding: PositiveInt = Field(default=256, description="E, width of the word embeddings")
     hidden: PositiveInt = Field(default=256, description="H, width of the recurrent state")
-    dropout: NonNegativeFloat = Field(default=0.5, lt=1, description="on input embeddings and on outputs, in training only")
+    dropout: NonNegativeFloat = Field(
+        default=0.5, lt=1, description="on input embeddings and on outputs, in training only"
+    )
     tie_embeddings: bool = Field(default=False, description="W_o is the embedding matrix; needs embedding = hidden")
     initial_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
     embedding_scale: PositiveFloat = Field(default=0.1, description="embeddings start uniform in ± this")

@@ -1,6 +1,6 @@
 """The recurrent language model: the sentence VAE without its latent, and the baseline its numbers stand beside.
 
-    x_t ~ Categorical(softmax(W h_t)),   h_t = cell(h_{t-1}, embedding(x_{t-1}))
+x_t ~ Categorical(softmax(W h_t)),   h_t = cell(h_{t-1}, embedding(x_{t-1}))
 """
 
 from __future__ import annotations

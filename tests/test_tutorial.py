@@ -54,7 +54,7 @@ def test_the_page_is_short_and_its_blocks_are_found():
     assert list(FILES) == ["sensors_pyro.py", "sensors_numpyro.py", "sensors.py"]
     assert len(SCRIPTS) == 2
     assert [shlex.split(command)[1] for command in COMMANDS] == ["fit", "evaluate", "diagnose"]
-    assert len(TEXT.splitlines()) <= 150
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_the_commands(desk, guidebook):
@@ -65,8 +65,7 @@ def test_the_commands(desk, guidebook):
     assert found["sentences"] == 40
     assert found["kl"] > 1.0  # two factors that five sensors show clearly
     guidebook(diagnose)
-    written = {path.relative_to(desk / "runs" / "sensors").as_posix() for path in desk.rglob("*") if path.is_file()
-               and path.is_relative_to(desk / "runs" / "sensors")}
+    written = {path.name for path in (desk / "runs" / "sensors").iterdir()}
     assert {"recipe.toml", "weights.safetensors", "metrics.jsonl", "posterior.nc", "report.html"} <= written
 
 
@@ -92,6 +91,6 @@ def test_the_native_files(desk, guidebook, engine):
     )
     lines = [json.loads(line) for line in (desk / "runs" / engine / "metrics.jsonl").read_text().splitlines()]
     elbo = [line["elbo"] for line in lines if line["kind"] == "valid"]
-    assert elbo[-1] > elbo[0] + 1.0
+    assert elbo[-1] > elbo[0] + 0.5
     found = json.loads(guidebook(f"guidebook evaluate runs/{engine} --pair {source} --particles 20 --json"))
     assert found["sites"]["z"]["kl_from"] == "analytic"

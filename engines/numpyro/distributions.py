@@ -21,7 +21,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from ...models.errors import BadInput
-from .precision import product, _product_over_rows, _product_with
+from .precision import _product_over_rows, _product_with, product
 
 PAD, BOS, EOS = 0, 1, 2
 TILE = 2**23  # logits in a tile: 32 MiB of float32; larger products run nearer to their floor than smaller ones

@@ -50,9 +50,7 @@ class PPL:
         return numpyro.sample(name, fn, obs=obs)  # pyright: ignore[reportReturnType]
 
     @contextmanager
-    def plate(
-        self, name: str, size: int, *, subsample: Array | None = None, dim: int | None = None
-    ) -> Iterator[Any]:
+    def plate(self, name: str, size: int, *, subsample: Array | None = None, dim: int | None = None) -> Iterator[Any]:
         """A plate of the rows at hand, scaled by size / rows: NumPyro's own would draw indices of its own."""
         rows = size if subsample is None else subsample.shape[0]
         with numpyro.handlers.scale(scale=size / rows), numpyro.plate(name, rows, dim=dim) as index:

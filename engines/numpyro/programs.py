@@ -113,7 +113,9 @@ class _Realisation(NamedTuple):
     @classmethod
     def of(cls, name: str, net: Network, settings: Settings) -> _Realisation:
         if not (net.declared or isinstance(net.spec, eqx.Module)):
-            raise BadInput(f"the network {name!r} is a {type(net.spec).__name__}: on numpyro a spec or an Equinox module is right")
+            raise BadInput(
+                f"the network {name!r} is a {type(net.spec).__name__}: on numpyro a spec or an Equinox module is right"
+            )
         weights = net.initial_weights(name, settings.seed) if net.declared else {}
         module = networks.realise(net, weights, dtype=settings.dtype, precision=settings.precision)
         arrays, rest = eqx.partition(module, eqx.is_inexact_array)

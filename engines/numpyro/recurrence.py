@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import product, _product_over_rows, _product_with
+from .precision import _product_over_rows, _product_with, product
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -148,9 +148,7 @@ class _TokenLogProb(torch.autograd.Function):
         with products_in(precision):
             for at in _walk(states, weight, targets, tile, result):
                 if ctx.dstates is not None:
-                    mean = torch.mm(at.exponentials, weight, out=ctx.dstates[at.part]).div_(
-                        at.total.unsqueeze(-1)
-                    )
+                    mean = torch.mm(at.exponentials, weight, out=ctx.dstates[at.part]).div_(at.total.unsqueeze(-1))
                     torch.sub(weight.index_select(0, targets[at.part]), mean, out=mean)
                 if ctx.dweight is not None and at.part.stop < len(states):
                     _add_softmax(ctx.dweight, at, states, 1.0, float(at.part.start > 0))
@@ -237,16 +235,13 @@ class TokenSequence(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """(…, T) to (…), in nats per sentence."""
         if value.shape[-1:] != self.event_shape:
-            raise BadInput(
-                f"sentences of shape {tuple(value.shape)} do not end in T = {self.event_shape[0]} tokens"
-            )
+            raise BadInput(f"sentences of shape {tuple(value.shape)} do not end in T = {self.event_shape[0]} tokens")
         try:
             rows = torch.broadcast_shapes(self.states.shape[:-2], value.shape[:-1])
             batch = torch.broadcast_shapes(self.batch_shape, rows)
         except RuntimeError:
             raise BadInput(
-                f"sentences of shape {tuple(value.shape)} do not fit a batch of shape "
-                f"{tuple(self.batch_shape)}"
+                f"sentences of shape {tuple(value.shape)} do not fit a batch of shape {tuple(self.batch_shape)}"
             ) from None
         states = self.states.expand(*rows, *self.states.shape[-2:])
         scored = token_log_prob(states, self.weight, value, self.lengths, precision=self.precision)
@@ -256,9 +251,7 @@ class TokenSequence(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Ancestral samples, sample_shape + batch_shape + (T,): ids, pad after eos."""
         if self.decoder is None:
-            raise BadInput(
-                "this TokenSequence was built without its decoder: it scores sentences, it cannot draw them"
-            )
+            raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
         shape = torch.Size(sample_shape) + self.batch_shape
         rows = shape.numel()
         z = None if self.z is None else self.z.expand(*shape, self.z.shape[-1]).reshape(rows, -1)

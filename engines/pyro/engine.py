@@ -95,7 +95,9 @@ class Program(Judging):
             own = self._of(side, state.parameters)
             kinds = {kind for kind, name in pairs if name in own}
             stepped = {name for _, name in pairs if name in own}
-            found |= {f"{kind}/{name}": () if kind == "step" else tuple(own[name].shape) for kind in kinds for name in stepped}
+            found |= {
+                f"{kind}/{name}": () if kind == "step" else tuple(own[name].shape) for kind in kinds for name in stepped
+            }
         return found
 
     def sides(self, state: State) -> dict[str, str]:

@@ -100,9 +100,7 @@ class Judging(Realised):
         if particles > 1 and not self.broadcasts:
             return objective._stacked([self.terms_of(arrays, 1) for _ in range(particles)])
         both = objective.traces(model, guide, arrays, particles=particles, dim=self.outermost)
-        return objective.terms(
-            *both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"]
-        )
+        return objective.terms(*both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"])
 
     @property
     def _decoder(self) -> Any:

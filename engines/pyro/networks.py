@@ -52,9 +52,7 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
     for name in wanted.keys() | given.keys():
         if wanted.get(name) != given.get(name):
             kind = network.spec.kind
-            raise BadInput(
-                f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}"
-            )
+            raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
     return weights
 
 
@@ -64,9 +62,7 @@ class Realised(nn.Module):
     spec: Any
     sizes: dict[str, int]
 
-    def __init__(
-        self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str
-    ) -> None:
+    def __init__(self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str) -> None:
         super().__init__()
         self.spec, self.sizes, self.precision = network.spec, dict(network.sizes), precision
         for name in network.spec.layout(**network.sizes):

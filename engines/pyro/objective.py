@@ -68,6 +68,7 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
             _add(result.log_likelihood, site, datum(p["fn"].log_prob(p["value"])))
             continue
         q = guide[name]
+        _refuse_shapes(site, p, q, plate)
         _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
         _add(result.log_posterior, site, datum(q["fn"].log_prob(q["value"])))
         kl = analytic_kl(q["fn"], p["fn"])
@@ -207,9 +208,20 @@ def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None
         raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
 
 
-def _refuse_scale(
-    name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int
-) -> None:
+def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any], plate: str) -> None:
+    inside = [bool(_frames({"": site}, plate)) for site in (p, q)]
+    if inside[0] != inside[1]:
+        here, there = ("model", "guide") if inside[0] else ("guide", "model")
+        raise BadInput(f"the latent {name!r} stands in the plate {plate!r} in the {here}, and outside in the {there}")
+    events = [tuple(site["fn"].event_shape) for site in (p, q)]
+    if events[0] != events[1]:
+        raise BadInput(
+            f"the latent {name!r} has the event shape {events[0]} in the model and {events[1]} in the guide: "
+            "to_event declares the dimensions of one datum"
+        )
+
+
+def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int) -> None:
     """Terms are unscaled: a scale that is not the plate's own would be lost. q: None for an observed site."""
     scales = [float(site["scale"]) for site in (p, q or p)]
     allowed = (1.0, data_size / rows)

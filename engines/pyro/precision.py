@@ -57,8 +57,4 @@ class _Product(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """x Wᵀ: (…, in), (out, in) to (…, out)."""
-    return (
-        torch.nn.functional.linear(x, weight)
-        if precision == "float32"
-        else _Product.apply(x, weight, precision)
-    )
+    return torch.nn.functional.linear(x, weight) if precision == "float32" else _Product.apply(x, weight, precision)

@@ -73,9 +73,7 @@ class Realised:
         found |= {_neutral(name): own for name, (_, own) in zip(self.store["params"], self.lent, strict=True)}
         if not found:
             raise BadInput(f"the pair {self.pair.name!r} has no parameters to fit")
-        self.side = {
-            name: "model" if {name, name.partition(".")[0]} & in_model else "guide" for name in found
-        }
+        self.side = {name: "model" if {name, name.partition(".")[0]} & in_model else "guide" for name in found}
         return found
 
     def arrays(self, batch: Batch) -> dict[str, Tensor]:
@@ -90,9 +88,7 @@ class Realised:
     def running(self, seed: int) -> Iterator[None]:
         """Programs run with a seed of their own; stories unvalidated, native ones in their parameter store."""
         around = (
-            pyro.validation_enabled(False)
-            if self.pair.engine is None
-            else pyro.get_param_store().scope(self.store)  # pyright: ignore[reportArgumentType]
+            pyro.validation_enabled(False) if self.pair.engine is None else pyro.get_param_store().scope(self.store)  # pyright: ignore[reportArgumentType]
         )
         with around, seeded(seed, self.settings.device), self._lending():
             yield
@@ -115,7 +111,9 @@ class Realised:
 
     def _realise(self, name: str, net: Network) -> nn.Module:
         if not (net.declared or isinstance(net.spec, nn.Module)):
-            raise BadInput(f"the network {name!r} is a {type(net.spec).__name__}: on pyro a spec or a torch module is right")
+            raise BadInput(
+                f"the network {name!r} is a {type(net.spec).__name__}: on pyro a spec or a torch module is right"
+            )
         weights = net.initial_weights(name, self.settings.seed) if net.declared else {}
         module = networks.realise(net, weights, dtype=self.settings.dtype, precision=self.settings.precision)
         # A copy of a framework module: the user's own stays as it is, as on NumPyro.
@@ -143,4 +141,6 @@ def _refuse_settings(settings: Settings) -> None:
     kind, _, number = settings.device.partition(":")
     here = torch.cuda.device_count() if kind == "cuda" else 0
     if kind == "cuda" and int(number or 0) >= here:
-        raise BadInput(f"the device {settings.device!r} was asked for and PyTorch finds {here or 'no'} GPU here: use --device cpu")
+        raise BadInput(
+            f"the device {settings.device!r} was asked for and PyTorch finds {here or 'no'} GPU here: use --device cpu"
+        )

@@ -48,9 +48,7 @@ def _by_library(kind: str, x: Tensor, initial: tuple[Tensor, ...], *weights: Ten
     return states.unflatten(1, x.shape[1:3])
 
 
-def lstm(
-    inputs: Tensor, constant: Tensor, h: Tensor, c: Tensor, weight: Tensor, precision: str = "float32"
-) -> Tensor:
+def lstm(inputs: Tensor, constant: Tensor, h: Tensor, c: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """States h_1 … h_T of an LSTM layer (T, S, B, H), from u, a, h_0, c_0 and W."""
     tensors = (inputs, constant, h, c, weight)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -26,9 +26,7 @@ def test_no_other_edges_cost_less(histogram, buckets, batch_size):
     edges = bucket_edges(np.array(histogram), buckets, batch_size)
     lengths = [length for length, count in enumerate(histogram) if count]
     others = [
-        (*inner, lengths[-1])
-        for k in range(min(buckets, len(lengths)))
-        for inner in combinations(lengths[:-1], k)
+        (*inner, lengths[-1]) for k in range(min(buckets, len(lengths))) for inner in combinations(lengths[:-1], k)
     ]
     assert edges in others
     assert cost(histogram, edges, batch_size) == min(cost(histogram, other, batch_size) for other in others)

@@ -38,9 +38,7 @@ def test_names_become_words():
 
 def test_the_corpus_is_large_clean_and_split(cache):
     corpus = load(Data(), cache=cache)
-    splits = [
-        [split.text(i) for i in range(len(split))] for split in (corpus.train, corpus.valid, corpus.test)
-    ]
+    splits = [[split.text(i) for i in range(len(split))] for split in (corpus.train, corpus.valid, corpus.test)]
     file = stdlib_docs_file(cache).read_text(encoding="utf-8").splitlines()
     assert 9_000 < len(file) == len(set(file)) == sum(map(len, splits)) < 15_000
     assert set(splits[0]) <= set(file)

@@ -1,6 +1,6 @@
 """Plain Pyro and plain NumPyro programs through the whole suite: a linear-Gaussian factor model, whose evidence is exact.
 
-    z ~ N(0, 1);   x ~ N(W z, s²);   q(z | x) = N(V x, t²)
+z ~ N(0, 1);   x ~ N(W z, s²);   q(z | x) = N(V x, t²)
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def test_parameters_of_both_sides_and_their_constraints(both, engine, pair):
     np.testing.assert_allclose(weights, terms.log_weight(), rtol=1e-4)
 
 
-PYRO_FILE = '''
+PYRO_FILE = """
 import numpy as np, pyro, pyro.distributions as dist, torch
 from guidebook.inference import Pair
 
@@ -193,7 +193,7 @@ def guide(batch, data_size):
         pyro.sample("z", dist.Normal(batch["x"] @ slope, 0.5).to_event(1))
 
 PAIR = Pair(model, guide, name="mine", engine="pyro")
-'''
+"""
 
 
 @pytest.fixture
@@ -213,9 +213,7 @@ def test_a_file_of_ones_own_at_the_command_line(guidebook, tmp_path):
     file, data, out = tmp_path / "my_pair.py", tmp_path / "data.npz", tmp_path / "run"
     file.write_text(PYRO_FILE)
     np.savez(data, **generated(60))
-    status, printed, _ = guidebook(
-        "fit", f"{file}:PAIR", "fit.epochs=2", "--data", data, "--out", out, "--json"
-    )
+    status, printed, _ = guidebook("fit", f"{file}:PAIR", "fit.epochs=2", "--data", data, "--out", out, "--json")
     assert status == 0
     assert json.loads(printed)["pair"] == "mine"
     status, printed, _ = guidebook("evaluate", out, "--pair", f"{file}:PAIR", "--particles", 5, "--json")

@@ -1,6 +1,6 @@
 """What an objective must do whatever the pair: β, free bits, analytic KL, scales, subsamples, global latents, stock SVI.
 
-    w ~ N(0, 1) once for all data;   z_n ~ N(0, I);   x_n ~ N(A z_n + w, r);   q normal, so that everything is known
+w ~ N(0, 1) once for all data;   z_n ~ N(0, I);   x_n ~ N(A z_n + w, r);   q normal, so that everything is known
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def test_free_bits_floor_the_kl_and_stop_its_gradient(both, engine, x, per):
         np.testing.assert_allclose(floored[name], unweighted[name], rtol=1e-9, atol=1e-14)
     assert capped["kl/z"] == pytest.approx(info["kl/z"], rel=1e-9)  # what is reported stays the plain KL
 
-    none, same = both.gradients(*fitted(both, engine, batch, divergence=KL(free_bits=FreeBits(nats=1e-9, per=per))), batch)
+    none, same = both.gradients(
+        *fitted(both, engine, batch, divergence=KL(free_bits=FreeBits(nats=1e-9, per=per))), batch
+    )
     assert same["objective"] == pytest.approx(info["objective"], rel=1e-12)
     for name in plain:
         np.testing.assert_allclose(none[name], plain[name], rtol=1e-9, atol=1e-14)
@@ -181,7 +183,10 @@ def test_a_scaled_likelihood_is_refused(both, engine, x):
     [
         (Pair(model=global_model, guide=guide, networks=NETS), "the model samples 'w' and the guide does not"),
         (Pair(model=model, guide=global_guide, networks=NETS), "the guide samples 'w' and the model does not"),
-        (Pair(model=model, guide=guide, networks=NETS, plate="rows"), "no site of the model stands in the plate 'rows'"),
+        (
+            Pair(model=model, guide=guide, networks=NETS, plate="rows"),
+            "no site of the model stands in the plate 'rows'",
+        ),
     ],
 )
 def test_sites_that_do_not_match_are_refused(both, engine, x, pair, sentence):
@@ -252,9 +257,9 @@ def test_nested_plates_keep_rows_apart(both, engine, x):
 
     def cells_guide(ppl, batch, nets):
         found = ppl.module("encoder", nets["encoder"])(batch.x)
-        with ppl.plate("data", batch.data_size, subsample=batch.index, dim=-2), ppl.mask(batch.real[:, None]):
-            with ppl.plate("dims", Z, dim=-1):
-                ppl.sample("z", ppl.dist.Normal(found[..., :Z], ppl.exp(found[..., Z:])))
+        data = ppl.plate("data", batch.data_size, subsample=batch.index, dim=-2)
+        with data, ppl.mask(batch.real[:, None]), ppl.plate("dims", Z, dim=-1):
+            ppl.sample("z", ppl.dist.Normal(found[..., :Z], ppl.exp(found[..., Z:])))
 
     batch = both.rows({"x": x}, filler=1)
     plain, state = fitted(both, engine, batch)

@@ -21,9 +21,7 @@ FEW = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-WORDS = st.lists(
-    st.lists(st.integers(3, V - 1), max_size=WIDTH - 1).map(tuple), min_size=ROWS, max_size=ROWS
-)
+WORDS = st.lists(st.lists(st.integers(3, V - 1), max_size=WIDTH - 1).map(tuple), min_size=ROWS, max_size=ROWS)
 pytestmark = pytest.mark.usefixtures("_eager")
 
 

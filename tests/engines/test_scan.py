@@ -1,6 +1,6 @@
 """Stories that run over time: `ppl.scan` on both engines, against the exact joint density of a state space.
 
-    z_t ~ N(a z_{t-1}, q),  z_0 = 0;   x_t ~ N(z_t, r);   D independent chains, B sequences of T steps
+z_t ~ N(a z_{t-1}, q),  z_0 = 0;   x_t ~ N(z_t, r);   D independent chains, B sequences of T steps
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ def test_stock_svi_gives_the_same_loss(both, engine):
     if engine == "pyro":
         ppl = room.PPL(program.networks, dtype=torch.float64)
         model, guide = (
-            lambda arrays, program=f: program(ppl, Batch(arrays, size), program_networks)
-            for f in (space, filtering)
+            lambda arrays, program=f: program(ppl, Batch(arrays, size), program_networks) for f in (space, filtering)
         )
         program_networks = program.networks
         pyro.clear_param_store()

@@ -105,9 +105,7 @@ def test_chunks_of_particles_change_nothing(both, engine):
     program, state, batch, _ = conjugate(both, engine, 0.4, 1.3)
     whole = program.log_weights(state, batch, seed=0, particles=6, rows=1000)
     for rows in (2 * B, 3 * B, B, 1):
-        np.testing.assert_allclose(
-            program.log_weights(state, batch, seed=0, particles=6, rows=rows), whole, rtol=1e-12
-        )
+        np.testing.assert_allclose(program.log_weights(state, batch, seed=0, particles=6, rows=rows), whole, rtol=1e-12)
     assert program.log_weights(state, batch, seed=0, particles=7, rows=3 * B).shape == (7, B)
 
 

@@ -29,6 +29,7 @@ TINY = (
     "guide.encoder.embedding=8",
     "guide.encoder.hidden=8",
     "fit.max_steps=3",
+    "data.buckets=2",
 )
 
 

@@ -54,10 +54,7 @@ def targets(node: ast.ImportFrom, base: tuple[str, ...]) -> list[str]:
     """`from .x import y` names x; `from . import y` names y where that is a file or a folder."""
     if node.module:
         return [".".join((*base, node.module))]
-    return [
-        ".".join((*base, alias.name)) if exists((*base, alias.name)) else ".".join(base)
-        for alias in node.names
-    ]
+    return [".".join((*base, alias.name)) if exists((*base, alias.name)) else ".".join(base) for alias in node.names]
 
 
 def exists(parts: tuple[str, ...]) -> bool:
@@ -97,9 +94,7 @@ def test_the_engines_do_not_know_each_other(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_imports_among_the_rooms_are_relative_and_exist(path: Path) -> None:
     for i in imports(path):
-        assert i.relative or i.target.split(".")[0] not in {"guidebook", *MAY_IMPORT}, (
-            f"line {i.line}: {i.target}"
-        )
+        assert i.relative or i.target.split(".")[0] not in {"guidebook", *MAY_IMPORT}, f"line {i.line}: {i.target}"
         assert not i.relative or exists(tuple(i.target.split("."))), f"line {i.line}: no module {i.target}"
 
 
@@ -117,7 +112,5 @@ def test_importing_the_suite_loads_no_framework() -> None:
     """One may look at recipes, run folders and the help text without waiting for torch or jax."""
     rooms = [f"guidebook.{room}" for room in MAY_IMPORT]
     program = f"import sys, {', '.join(rooms)}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert not set(loaded.split()) & ANY_FRAMEWORK

@@ -38,9 +38,7 @@ def pins() -> dict[str, str]:
 def test_every_folder_of_code_is_a_package_of_the_wheel() -> None:
     assert set(SETUPTOOLS["package-dir"].values()) == folders()
     assert set(SETUPTOOLS["packages"]) == set(SETUPTOOLS["package-dir"])
-    assert all(
-        name == f"guidebook.{path.replace('/', '.')}" for name, path in SETUPTOOLS["package-dir"].items()
-    )
+    assert all(name == f"guidebook.{path.replace('/', '.')}" for name, path in SETUPTOOLS["package-dir"].items())
 
 
 def test_every_folder_of_code_has_an_init() -> None:
@@ -62,9 +60,7 @@ def test_files_that_are_not_code_are_declared(room: str) -> None:
         if path.is_file() and path.suffix not in {".py", ".pyc"}:
             package = "guidebook." + ".".join(path.parent.relative_to(ROOT).parts)
             patterns = [*SETUPTOOLS["package-data"]["*"], *SETUPTOOLS["package-data"].get(package, [])]
-            assert any(path.match(pattern) for pattern in patterns), (
-                f"{path.relative_to(ROOT)} is in no package-data"
-            )
+            assert any(path.match(pattern) for pattern in patterns), f"{path.relative_to(ROOT)} is in no package-data"
 
 
 def test_all_means_both_engines() -> None:
@@ -126,12 +122,8 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 def test_ci_and_pre_commit_run_the_same_commands() -> None:
     """The hooks are a part of what CI runs, and CI begins with the README's test command."""
-    steps = re.findall(
-        r"^step .* make ([a-z]+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    hooks = re.findall(
-        r"entry: make ([a-z]+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    )
+    steps = re.findall(r"^step .* make ([a-z]+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    hooks = re.findall(r"entry: make ([a-z]+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert {"test", "lint", "types", "house", "wheel", "isolation"} <= set(steps)
     assert set(hooks) <= set(steps)
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")

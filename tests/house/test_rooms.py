@@ -18,10 +18,7 @@ def files(room: Path) -> list[str]:
 def public_names(path: Path) -> list[str]:
     """What a file defines at its top level, without a leading underscore and without its imports."""
     return [
-        name
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        for name in defined(node)
-        if name[0] != "_"
+        name for node in ast.parse(path.read_text(encoding="utf-8")).body for name in defined(node) if name[0] != "_"
     ]
 
 

@@ -15,11 +15,8 @@ TEXTS = sorted(
     path
     for room in (*ROOMS, "docs", "notebooks", ".ci")
     for path in (ROOT / room).rglob("*")
-    if path.is_file()
-    and path.suffix in {"", ".py", ".md", ".toml", ".json", ".ipynb", ".yaml", ".html", ".css"}
-) + sorted(
-    ROOT / file for file in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml")
-)
+    if path.is_file() and path.suffix in {"", ".py", ".md", ".toml", ".json", ".ipynb", ".yaml", ".html", ".css"}
+) + sorted(ROOT / file for file in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml"))
 
 PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 TORCH_PICKLING = {("torch", "save"), ("torch", "load"), ("eqx", "tree_serialise_leaves")}
@@ -41,9 +38,7 @@ def pickles(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         return (node.value.id, node.attr) in TORCH_PICKLING or node.attr in {"to_pickle", "read_pickle"}
     if isinstance(node, ast.keyword):
-        return node.arg == "allow_pickle" and not (
-            isinstance(node.value, ast.Constant) and node.value.value is False
-        )
+        return node.arg == "allow_pickle" and not (isinstance(node.value, ast.Constant) and node.value.value is False)
     return False
 
 

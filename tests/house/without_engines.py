@@ -40,9 +40,7 @@ def main() -> None:
     for engine in ("pyro", "numpyro"):
         result = guidebook("fit", "quickstart", "--engine", engine, "--out", "run")
         expect(result.returncode == 2, f"fit --engine {engine} exits {result.returncode}: {result.stderr}")
-        expect(
-            f"guidebook[{engine}]" in result.stderr, f"fit --engine {engine} names no extra: {result.stderr}"
-        )
+        expect(f"guidebook[{engine}]" in result.stderr, f"fit --engine {engine} names no extra: {result.stderr}")
         expect("Traceback" not in result.stderr, result.stderr)
     print("without engines: every room imports, the command line answers")
 

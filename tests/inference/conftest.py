@@ -122,9 +122,7 @@ class BigramToy(NormalToy):
     def terms(self, state, batch, *, seed, particles=1):
         if self.latent:
             return super().terms(state, batch, seed=seed, particles=particles)
-        likelihood = np.broadcast_to(
-            self.likelihood(np.zeros((1, 1)), batch), (particles, len(batch["weight"]))
-        )
+        likelihood = np.broadcast_to(self.likelihood(np.zeros((1, 1)), batch), (particles, len(batch["weight"])))
         return Terms({"x": likelihood}, {}, {}, {}, np.asarray(batch["weight"], np.float64))
 
     def decode_start(self, state, latent, rows):

@@ -182,7 +182,9 @@ def test_cuda_where_there_is_none(refused, tiny, tmp_path, engine):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("engine", "library"), [("pyro", "pyro"), ("pyro", "torch"), ("numpyro", "numpyro"), ("numpyro", "equinox")])
+@pytest.mark.parametrize(
+    ("engine", "library"), [("pyro", "pyro"), ("pyro", "torch"), ("numpyro", "numpyro"), ("numpyro", "equinox")]
+)
 def test_an_engine_that_is_not_installed_names_its_extra(refused, tiny, tmp_path, monkeypatch, engine, library):
     load = importlib.import_module
 
@@ -193,13 +195,20 @@ def test_an_engine_that_is_not_installed_names_its_extra(refused, tiny, tmp_path
 
     monkeypatch.setattr(importlib, "import_module", absent)
     message = refused("fit", tiny, "--engine", engine, "--out", tmp_path / "out")
-    assert message == f"the engine {engine!r} needs {library}, which is not installed: pip install 'guidebook[{engine}]'"
+    assert (
+        message == f"the engine {engine!r} needs {library}, which is not installed: pip install 'guidebook[{engine}]'"
+    )
     assert not (tmp_path / "out").exists()
 
 
 # --- run folders ---
 
-READERS = [["evaluate", "RUN", "--particles", "2"], ["sample", "RUN"], ["reconstruct", "RUN"], ["convert", "RUN", "--engine", "numpyro"]]
+READERS = [
+    ["evaluate", "RUN", "--particles", "2"],
+    ["sample", "RUN"],
+    ["reconstruct", "RUN"],
+    ["convert", "RUN", "--engine", "numpyro"],
+]
 
 
 @pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])

@@ -128,7 +128,10 @@ def test_a_pair_in_a_file_is_fitted_and_judged(cli, tmp_path):
     source = tmp_path / "my_pair.py"
     source.write_text(NATIVE, encoding="utf-8")
     pair = f"{source}:PAIR"
-    assert one_object(cli("fit", pair, "fit.epochs=2", "fit.batch_size=8", "--out", tmp_path / "run", "--json"))["pair"] == "mine"
+    assert (
+        one_object(cli("fit", pair, "fit.epochs=2", "fit.batch_size=8", "--out", tmp_path / "run", "--json"))["pair"]
+        == "mine"
+    )
     found = one_object(cli("evaluate", tmp_path / "run", "--pair", pair, "--particles", "2", "--json"))
     assert (found["tokens"], found["sentences"]) == (None, 4)
     for command in ("sample", "reconstruct", "interpolate"):
@@ -181,12 +184,16 @@ def test_a_reader_that_leaves_is_no_error(cli, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setitem(sys.modules, "guidebook.inference.catalogue", types.SimpleNamespace(catalogue=broken))
-    monkeypatch.setattr("sys.stderr", types.SimpleNamespace(close=lambda: None, write=lambda text: None, flush=lambda: None))
+    monkeypatch.setattr(
+        "sys.stderr", types.SimpleNamespace(close=lambda: None, write=lambda text: None, flush=lambda: None)
+    )
     assert cli("list").status == 0
 
 
 def test_numbers_that_json_cannot_hold_are_null(capsys):
-    command_line._print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": (float("-inf"), "x", None, True)}})
+    command_line._print_json(
+        {"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": (float("-inf"), "x", None, True)}}
+    )
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": [None, "x", None, True]}}
 
 

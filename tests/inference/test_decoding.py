@@ -102,10 +102,7 @@ def test_sampled_first_words_follow_the_softmax(toys, strategy):
     """χ² with a false-alarm chance of 1e-4 for each strategy, over a fixed seed."""
     toy, rows = toys.BigramToy(vocabulary=9), 20_000
     z = np.full((rows, 1), 0.4)
-    firsts = [
-        (words or [EOS])[0]
-        for words in decode(toy, None, z, strategy, max_words=1, seed=7, rows_per_call=5000)
-    ]
+    firsts = [(words or [EOS])[0] for words in decode(toy, None, z, strategy, max_words=1, seed=7, rows_per_call=5000)]
     logits = toy.logits(BOS, z[:1])
     logits[:, [PAD, BOS]] = -np.inf
     expected = word_probabilities(log_softmax(logits), strategy)[0]
@@ -214,9 +211,7 @@ def test_without_latents(toys):
         decode(toy, None, np.zeros(3), Greedy(), max_words=2)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"temperature": 0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"typo": 1}]
-)
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"typo": 1}])
 def test_strategies_refuse_nonsense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sample(**wrong)

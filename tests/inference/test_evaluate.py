@@ -61,9 +61,7 @@ def test_bounds_are_ordered_and_tighten_towards_the_evidence(toys):
     assert -found[0].elbo == pytest.approx(nll[0], abs=0.1)
     assert abs(nll[-1] - evidence) < 0.01
     assert found[0].iw_nll_standard_error is None
-    gap = (
-        toys.gaussian_kl
-    )  # KL(q ‖ posterior) in standardised units: shift and stretch are the same everywhere
+    gap = toys.gaussian_kl  # KL(q ‖ posterior) in standardised units: shift and stretch are the same everywhere
     scale = (1.0 + (toy.loading**2).sum(0) / toy.noise**2) ** -0.5
     expected = gap(0.3 / scale, np.full(2, 1.4)).sum()
     assert -found[-1].elbo - evidence == pytest.approx(expected, abs=0.03)

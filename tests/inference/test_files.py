@@ -50,7 +50,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch, c
     path = tmp_path / "x"
     write(path, b"old")
     monkeypatch.setattr(files.os, call.removeprefix("os."), no_room)
-    with pytest.raises(FailedRun, match=r"x could not be saved: No space left on device; what was saved before is untouched"):
+    with pytest.raises(
+        FailedRun, match=r"x could not be saved: No space left on device; what was saved before is untouched"
+    ):
         write(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
     assert path.read_bytes() == b"old"

@@ -72,9 +72,7 @@ def test_exported_densities_belong_to_the_exported_draws(fitted):
     tree = program_to_arviz(
         program, state, batches, draws=5, plate="sentences", sites=PAIRS["sentence_vae"].sites, text=True
     )
-    loc, scale = (
-        np.concatenate([program.posterior(state, batch)["z"][i][:3] for batch in batches]) for i in (1, 2)
-    )
+    loc, scale = (np.concatenate([program.posterior(state, batch)["z"][i][:3] for batch in batches]) for i in (1, 2))
     z = tree["posterior"]["z"].values
     np.testing.assert_allclose(tree["sample_stats"]["log_q"], normal_log_density(z, loc, scale), atol=1e-4)
     prior = normal_log_density(z, np.zeros(3), np.ones(3))

@@ -37,7 +37,9 @@ settings = st.lists(
         st.just("fit.optimiser.clip=inf"),
         st.just("fit.plateau={}"),
         st.builds(lambda n: f"fit.max_steps={n}", st.integers(1, 10**9)),
-        st.builds(lambda text: f"data.corpus={text}", st.text(st.characters(min_codepoint=65, max_codepoint=122), min_size=5)),
+        st.builds(
+            lambda text: f"data.corpus={text}", st.text(st.characters(min_codepoint=65, max_codepoint=122), min_size=5)
+        ),
         st.sampled_from(['data.tokeniser={kind="bpe", size=300}', "data.tokeniser.kind=word_piece", "data.buckets=3"]),
     ),
     max_size=6,
@@ -79,7 +81,10 @@ def test_every_pair_has_a_recipe_of_defaults():
         ("model.decoder.embeding=3", r"'model.decoder.embeding' \(did you mean 'embedding'\?\)"),
         ("divergence.weight.stepz=3", r"'divergence.weight.stepz' \(did you mean 'steps'\?\)"),
         ("fit.guide_optimiser.learn_rate=3", r"'fit.guide_optimiser.learn_rate' \(did you mean 'learning_rate'\?\)"),
-        ("model.decoder.kind=lstn", r"model.decoder.kind = 'lstn' is unknown \(did you mean 'lstm'\?\); known: lstm, gru"),
+        (
+            "model.decoder.kind=lstn",
+            r"model.decoder.kind = 'lstn' is unknown \(did you mean 'lstm'\?\); known: lstm, gru",
+        ),
         ("divergence.kind=kll", r"did you mean 'kl'\?"),
         ("divergence.weight.kind=linnear", r"did you mean 'linear'\?"),
         ("data.tokeniser.kind=wordz", r"did you mean 'words'\?"),
@@ -127,7 +132,8 @@ def test_rules_that_stop_must_agree(rules, said):
 
 def test_dotted_settings_reach_into_tables_and_make_those_that_are_missing():
     recipe = override(
-        QUICKSTART, ["model.prior.dim=5", "fit.plateau.patience=4", "fit.guide_optimiser.learning_rate=0.5", "data.corpus=a b"]
+        QUICKSTART,
+        ["model.prior.dim=5", "fit.plateau.patience=4", "fit.guide_optimiser.learning_rate=0.5", "data.corpus=a b"],
     )
     assert (recipe.model.prior.dim, recipe.fit.plateau.patience) == (5, 4)
     assert recipe.fit.guide_optimiser.learning_rate == 0.5
@@ -136,7 +142,9 @@ def test_dotted_settings_reach_into_tables_and_make_those_that_are_missing():
 
 
 def test_a_new_kind_keeps_the_keys_it_knows_and_drops_those_of_the_old():
-    recipe = override(QUICKSTART, ["model.decoder.kind=gru", "divergence.weight.kind=cyclical", "divergence.weight.cycles=3"])
+    recipe = override(
+        QUICKSTART, ["model.decoder.kind=gru", "divergence.weight.kind=cyclical", "divergence.weight.cycles=3"]
+    )
     assert (recipe.model.decoder.kind, recipe.model.decoder.hidden) == ("gru", QUICKSTART.model.decoder.hidden)
     assert (recipe.divergence.weight.kind, recipe.divergence.weight.steps) == ("cyclical", 1000)
     assert override(QUICKSTART, ["divergence.weight.kind=constant"]).divergence.weight.value == 1.0
@@ -169,7 +177,11 @@ def test_recipes_by_name_and_by_path(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"pair = ", "cannot be read as a recipe in TOML"), (b"\xff\xfe", "cannot be read as a recipe in TOML"), (None, "no recipe file")],
+    [
+        (b"pair = ", "cannot be read as a recipe in TOML"),
+        (b"\xff\xfe", "cannot be read as a recipe in TOML"),
+        (None, "no recipe file"),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path, content, said):
     path = tmp_path / "mine.toml"

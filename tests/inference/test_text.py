@@ -31,9 +31,7 @@ class Copier:
         return {"z": Posterior("normal", loc, np.full(loc.shape, 1e-6))}
 
     def draws(self, state, batch, *, seed, particles):
-        return {
-            "z": self.posterior(state, batch)["z"].loc[None] + 1e-6 * np.random.default_rng(seed).random()
-        }
+        return {"z": self.posterior(state, batch)["z"].loc[None] + 1e-6 * np.random.default_rng(seed).random()}
 
     def prior_draws(self, state, *, seed, rows):
         return np.random.default_rng(seed).integers(4, 9, (rows, self.width)).astype(float)
@@ -106,9 +104,7 @@ def test_a_language_model_samples_without_a_latent(run):
     assert len(sample(other(run, pair=LANGUAGE_MODEL), 3).sentences) == 3
 
 
-@pytest.mark.parametrize(
-    "made", [lambda run: sample(run, 2), reconstruct, lambda run: interpolate(run, "the", "file")]
-)
+@pytest.mark.parametrize("made", [lambda run: sample(run, 2), reconstruct, lambda run: interpolate(run, "the", "file")])
 def test_results_are_json_and_readable(run, made):
     found = made(run)
     json.dumps(found.to_dict(), allow_nan=False)

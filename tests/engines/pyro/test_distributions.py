@@ -93,13 +93,9 @@ def test_live_graphs_share_nothing(case):
     first, second = (token_log_prob(states, weight, ids, lengths) for ids in (targets, others))
     with torch.no_grad():
         token_log_prob(states * 3, weight, others, lengths)
-    found = [
-        torch.autograd.grad(x.sum(), (states, weight), retain_graph=True)
-        for x in (second, first, second, first)
-    ]
+    found = [torch.autograd.grad(x.sum(), (states, weight), retain_graph=True) for x in (second, first, second, first)]
     wanted = [
-        torch.autograd.grad(naive(states, weight, ids, lengths).sum(), (states, weight))
-        for ids in (others, targets)
+        torch.autograd.grad(naive(states, weight, ids, lengths).sum(), (states, weight)) for ids in (others, targets)
     ]
     for ours, reference in zip(found, wanted * 2, strict=True):
         for one, other in zip(ours, reference, strict=True):
@@ -193,14 +189,10 @@ def test_memory_is_far_below_batch_time_vocabulary():
 
 
 def decoder_of(kind=LSTMDecoder, latent=2, vocabulary=5, scale=1.5, **fields):
-    network = Network(
-        kind(embedding=3, hidden=4, dropout=0.0, **fields), {"vocabulary": vocabulary, "latent": latent}
-    )
+    network = Network(kind(embedding=3, hidden=4, dropout=0.0, **fields), {"vocabulary": vocabulary, "latent": latent})
     rng = np.random.default_rng(3)
     layout = network.spec.layout(**network.sizes)
-    return realise(
-        network, {n: scale * rng.standard_normal(w.shape) for n, w in layout.items()}, dtype="float64"
-    )
+    return realise(network, {n: scale * rng.standard_normal(w.shape) for n, w in layout.items()}, dtype="float64")
 
 
 def sequence(decoder, z, rows, steps):
@@ -222,9 +214,7 @@ def test_shapes_and_expansion():
     assert torch.allclose(x.log_prob(many), torch.stack([x.log_prob(one) for one in many]))
     whole = x.to_event(1)
     assert whole.log_prob(value).shape == ()
-    assert torch.equal(
-        x.mask(torch.tensor([True, False])).log_prob(value)[1], torch.zeros((), dtype=torch.float64)
-    )
+    assert torch.equal(x.mask(torch.tensor([True, False])).log_prob(value)[1], torch.zeros((), dtype=torch.float64))
 
 
 def test_wrong_shapes_are_refused_in_a_sentence():
@@ -260,13 +250,7 @@ def test_samples_have_the_exact_distribution(kind, latent):
     ids = torch.tensor([s + (0,) * (steps - len(s)) for s in sentences])
     inputs = torch.cat((torch.full((len(ids), 1), distributions.BOS), ids[:, :-1]), 1)
     lengths = torch.tensor([len(s) for s in sentences])
-    exact = (
-        decoder(None if z is None else z.expand(len(ids), -1), inputs, lengths)
-        .log_prob(ids)
-        .exp()
-        .detach()
-        .numpy()
-    )
+    exact = decoder(None if z is None else z.expand(len(ids), -1), inputs, lengths).log_prob(ids).exp().detach().numpy()
     assert abs(exact.sum() - 1) < 1e-9
     torch.manual_seed(0)
     drawn = sequence(decoder, z, 1, steps).sample((count,))[:, 0]
@@ -319,9 +303,7 @@ def test_stock_svi_runs_on_it(loss, particles):
             pyro.plate("sentences", 40, subsample=torch.arange(4)),
             pyro.poutine.mask(mask=torch.arange(4) < 3),
         ):
-            z = pyro.sample(
-                "z", pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
-            )
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
             pyro.sample("x", net(z, inputs, lengths), obs=targets)
 
     def guide():

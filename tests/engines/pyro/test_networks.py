@@ -205,9 +205,7 @@ def test_padding_changes_nothing(kind, data):
         code = encoder(tensor(i), tensor(LENGTHS))
         values.append(torch.cat((log_prob, code.flatten())))
         both = [*decoder.parameters(), *encoder.parameters()]
-        gradients.append(
-            torch.cat([g.flatten() for g in torch.autograd.grad(values[-1].square().sum(), both)])
-        )
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(values[-1].square().sum(), both)]))
     for value, gradient in zip(values[1:], gradients[1:], strict=True):
         torch.testing.assert_close(value, values[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-9, atol=1e-9)
