@@ -134,7 +134,7 @@ def hand(shape: Shape) -> Step:
         return (kl - words) / shape.rows
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def update(w: Weights, slots: Any, batch: Weights, key: Array) -> tuple[Weights, Any, Array]:
+    def update(w: Weights, slots: Any, batch: Weights, key: Array) -> tuple[Any, Any, Array]:
         value, gradients = jax.value_and_grad(loss)(w, batch, key)
         updates, slots = optimiser.update(gradients, slots)
         return optax.apply_updates(w, updates), slots, value
@@ -153,15 +153,17 @@ def stock(shape: Shape) -> Step:
     """A plain NumPyro program with a Categorical site, `TraceMeanField_ELBO` and stock SVI."""
     initial, tokens = shape.weights(), jnp.asarray(shape.batch()["tokens"])
 
-    def weights() -> Weights:
+    def weights() -> Any:
         return {name: numpyro.param(name, value) for name, value in initial.items()}
 
     def model(tokens: Array) -> None:
         w = weights()
         with numpyro.plate("sentences", len(tokens)):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros((len(tokens), shape.latent)), 1.0).to_event(1))
-            logits = decode(w, z, tokens[:, :-1], numpyro.prng_key()).swapaxes(0, 1)
-            numpyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=tokens[:, 1:])
+            z: Any = numpyro.sample("z", dist.Normal(jnp.zeros((len(tokens), shape.latent)), 1.0).to_event(1))
+            key: Any = numpyro.prng_key()
+            logits: Any = decode(w, z, tokens[:, :-1], key).swapaxes(0, 1)
+            words: Any = dist.Categorical(logits=logits)
+            numpyro.sample("x", words.to_event(1), obs=tokens[:, 1:])
 
     def guide(tokens: Array) -> None:
         loc, log_variance = encode(weights(), tokens)
@@ -227,7 +229,8 @@ def operands_of(rows: int, inputs: int, outputs: int, times: int = 1) -> tuple[A
     """x (times, rows, inputs), w (outputs, inputs) and dy (times, rows, outputs) of one product."""
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (times, rows, inputs), (outputs, inputs), (times, rows, outputs)
-    return tuple(jax.random.normal(key, size) for key, size in zip(keys, shapes, strict=True))
+    x, w, dy = (jax.random.normal(key, size) for key, size in zip(keys, shapes, strict=True))
+    return x, w, dy
 
 
 def forward(x: Array, w: Array, _: Any = None) -> tuple[Array, ...]:

@@ -158,7 +158,7 @@ def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
 
 
 def _first_draw(tree: xr.DataTree, site: str, rows: int) -> np.ndarray:
-    return np.asarray(tree["posterior"][site].values[0]).reshape(rows, -1)
+    return np.asarray(tree["posterior"].dataset[site].values[0]).reshape(rows, -1)
 
 
 def _texts(run: Any, split: str, seed: int) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,16 +107,16 @@ def _variances(axes: Axes, means: np.ndarray, noise: np.ndarray, order: np.ndarr
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
-def _curve(axes: Axes, values: pd.Series, colour: str, name: str) -> None:
+def _curve(axes: Axes, values: Any, colour: str, name: str) -> None:
     axes.plot(values.index, values, color=colour, lw=0.8, alpha=0.3)
     axes.plot(values.index, _smoothed(values), color=colour, lw=1.8, label=name)
 
 
-def _dots(axes: Axes, values: pd.Series, colour: str, name: str) -> None:
+def _dots(axes: Axes, values: Any, colour: str, name: str) -> None:
     axes.plot(values.index, values, "o", color=colour, ms=5, mec="white", mew=0.7, label=name)
 
 
-def _smoothed(values: pd.Series) -> np.ndarray:
+def _smoothed(values: Any) -> np.ndarray:
     """Centred means over a twentieth of the points, five at least, each weighted by the steps it is of."""
     steps = np.diff(values.index.to_numpy(float), prepend=0.0)
     reach = max(5, len(values) // 20) // 2
@@ -136,7 +137,7 @@ def _window(axes: Axes, *, from_zero: bool) -> None:
         axes.set_ylim(low if from_zero else low - 0.08 * span, high + 0.45 * span)
 
 
-def _weight(axes: Axes, weight: pd.Series) -> None:
+def _weight(axes: Axes, weight: Any) -> None:
     """The KL weight on an axis of its own, which reaches as far above it as the legend does."""
     axes.plot([], [], color=INK, lw=1, ls=":", label="KL weight (right)")
     twin = axes.twinx()

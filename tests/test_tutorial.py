@@ -14,14 +14,10 @@ import pytest
 from guidebook.inference import cli
 
 TEXT = (Path(__file__).parents[1] / "docs" / "write_your_own_pair.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-FILES = {
-    code.splitlines()[0].removeprefix("# "): code
-    for language, code in BLOCKS
-    if language == "python" and code.startswith("# ")
-}
-SCRIPTS = [code for language, code in BLOCKS if language == "python" and not code.startswith("# ")]
-COMMANDS = [line for language, code in BLOCKS if not language for line in code.splitlines()]
+PYTHON = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+FILES = dict(re.findall(r"^## [^\n]*`(\w+\.py)`$.*?^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+SCRIPTS = [code for code in PYTHON if code not in FILES.values()]
+COMMANDS = re.findall(r"^guidebook .*$", TEXT, re.MULTILINE)
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def test_the_page_is_short_and_its_blocks_are_found():
     assert list(FILES) == ["sensors_pyro.py", "sensors_numpyro.py", "sensors.py"]
     assert len(SCRIPTS) == 2
     assert [shlex.split(command)[1] for command in COMMANDS] == ["fit", "evaluate", "diagnose"]
-    assert len(TEXT.splitlines()) <= 120
+    assert len(TEXT.splitlines()) <= 125
 
 
 def test_the_commands(desk, guidebook):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def token_log_prob(
     counted = jnp.broadcast_to(jnp.arange(lead[-1]) < jnp.asarray(lengths)[..., None], lead).reshape(-1)
     words = jnp.broadcast_to(targets, lead).reshape(-1)
     rows = jnp.where(counted[:, None], states.reshape(-1, hidden), 0)  # so that padding may hold anything
-    per_token = _per_token(rows, weight, words, counted, precision)
+    per_token: Array = _per_token(rows, weight, words, counted, precision)
     return per_token.reshape(lead).sum(-1)
 
 
@@ -124,8 +124,8 @@ class TokenSequence(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as NumPyro declares it
-    support = constraints.independent(constraints.nonnegative_integer, 1)
-    has_rsample = False
+    support: Any = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample: Any = False
     pytree_data_fields = ("states", "weight", "lengths", "decoder", "z")
     pytree_aux_fields = ("precision",)
 
@@ -178,7 +178,7 @@ class TokenSequence(dist.Distribution):
         def step(carry):
             t, state, token, ids, alive = carry
             state, logits = self.decoder.step(state, token)
-            drawn = jax.random.categorical(jax.random.fold_in(key, t), logits).astype(token.dtype)
+            drawn = jax.random.categorical(jax.random.fold_in(cast(Array, key), t), logits).astype(token.dtype)
             token = jnp.where(alive, drawn, PAD)
             return t + 1, state, token, ids.at[:, t].set(token), alive & (token != EOS)
 

@@ -42,7 +42,7 @@ def realise(
         return network.spec
     if dtype not in DTYPES:
         raise BadInput(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise BadInput("dtype 'float64' needs JAX's 64-bit mode: set jax_enable_x64")
     for base, realised in REALISED.items():
         if isinstance(network.spec, base):

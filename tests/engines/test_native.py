@@ -1,4 +1,4 @@
-"""Plain Pyro and plain NumPyro programs through the whole suite: a linear-Gaussian factor model, whose evidence is exact.
+"""Plain Pyro and plain NumPyro programs through the whole suite: a factor model, whose evidence is exact.
 
 z ~ N(0, 1);   x ~ N(W z, s²);   q(z | x) = N(V x, t²)
 """

@@ -1,4 +1,4 @@
-"""What an objective must do whatever the pair: β, free bits, analytic KL, scales, subsamples, global latents, stock SVI.
+"""What an objective does whatever the pair: β, free bits, analytic KL, scales, subsamples, global latents, stock SVI.
 
 w ~ N(0, 1) once for all data;   z_n ~ N(0, I);   x_n ~ N(A z_n + w, r);   q normal, so that everything is known
 """
@@ -192,6 +192,26 @@ def test_a_scaled_likelihood_is_refused(both, engine, x):
 def test_sites_that_do_not_match_are_refused(both, engine, x, pair, sentence):
     with pytest.raises(BadInput, match=sentence):
         fitted(both, engine, both.rows({"x": x}), pair)
+
+
+def test_a_latent_is_the_same_on_both_sides(both, engine, x):
+    """Row by row in both or in neither, with the same event; else terms are broadcast, and silently wrong."""
+
+    def scattered(ppl, batch, nets):
+        with ppl.plate("data", batch.data_size, subsample=batch.index):
+            ppl.sample("w", ppl.dist.Normal(ppl.zeros((len(batch.index), 1)), 1.0).to_event(1))
+        guide(ppl, batch, nets)
+
+    def flat(ppl, batch, nets):
+        with ppl.plate("data", batch.data_size, subsample=batch.index):
+            ppl.sample("z", ppl.dist.Normal(nets["encoder"](batch.x)[..., 0], 1.0))
+
+    for pair, sentence in (
+        (Pair(model=global_model, guide=scattered, networks=NETS), "'w' stands in the plate 'data' in the guide, and"),
+        (Pair(model=model, guide=flat, networks=NETS), r"'z' has the event shape \(2,\) in the model and \(\) in"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            fitted(both, engine, both.rows({"x": x[:3]}), pair)
 
 
 @pytest.mark.parametrize("pair", [PAIR, GLOBAL], ids=["local", "global"])

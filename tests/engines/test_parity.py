@@ -19,7 +19,7 @@ BOTH_SIDES = ("model", "guide")
 
 
 def small(spec, kind, tied):
-    """The pair's own tables, small: every part it has, at a few dimensions. Large weights, so that all of them matter."""
+    """The pair's own tables, small: every part, a few dimensions. Large weights, so that all of them matter."""
     recurrent = {"kind": kind, "embedding": 5, "hidden": 5, "initial_scale": 0.6, "embedding_scale": 1.0}
     parts = {
         "prior": {"dim": Z},

@@ -207,5 +207,7 @@ def test_folder_names_are_not_markup(tiny, tmp_path, capsys, monkeypatch):
 def test_the_display_is_chosen_by_the_terminal(monkeypatch):
     with display.display(None) as show:
         assert isinstance(show, display.Plain)
+    with display.display(False) as show:
+        assert type(show) is display.Display
     with display.display(True) as show:
         assert isinstance(show, display.Terminal)

@@ -90,7 +90,7 @@ def test_log_likelihood_in_the_file_is_direct_evaluation(sentence_run):
     found = diagnose(sentence_run, draws=12, particles=5, max_sentences=20)
     with xr.open_datatree(found.files["posterior"], engine="h5netcdf") as tree:
         assert tree["posterior"]["z"].dims == ("sample", "sentences", "z_dim")
-        z, stored = tree["posterior"]["z"].values, tree["log_likelihood"]["x"].values
+        z, stored = (tree[group].dataset[site].values for group, site in (("posterior", "z"), ("log_likelihood", "x")))
     sentences = sentence_run.data
     for n in range(20):
         batch = next(

@@ -25,8 +25,8 @@ CELL = {"kind": "lstm", "embedding": 6, "hidden": 7, "initial_scale": 0.8, "embe
 def fitted(request, toys):
     """A small sentence VAE of random weights on an engine, with two batches of its sentences."""
     pair = PAIRS["sentence_vae"]
-    model = pair.model_spec(prior={"dim": 3}, decoder=CELL)  # pyright: ignore[reportCallIssue]
-    guide = pair.guide_spec(encoder=CELL, posterior={"initial_scale": 1.0})  # pyright: ignore[reportCallIssue]
+    model = pair.model_spec(prior={"dim": 3}, decoder=CELL)
+    guide = pair.guide_spec(encoder=CELL, posterior={"initial_scale": 1.0})
     settings = Settings(data_size=len(SENTENCES), objective=KL().objective())
     program = load(request.param).Program(pair, pair.realisable(model, guide, VOCABULARY), settings)
     batches = [
@@ -96,8 +96,8 @@ def test_evaluation_is_consistent(fitted):
 @pytest.mark.skipif(len(installed()) < 2, reason="needs both engines")
 def test_both_engines_judge_the_same_weights_alike(toys):
     pair, batch = PAIRS["sentence_vae"], toys.sentence_batch(SENTENCES)
-    model = pair.model_spec(prior={"dim": 3}, decoder=CELL)  # pyright: ignore[reportCallIssue]
-    guide = pair.guide_spec(encoder=CELL, posterior={"initial_scale": 1.0})  # pyright: ignore[reportCallIssue]
+    model = pair.model_spec(prior={"dim": 3}, decoder=CELL)
+    guide = pair.guide_spec(encoder=CELL, posterior={"initial_scale": 1.0})
     found, words = [], []
     for engine in installed():
         settings = Settings(data_size=6, objective=KL().objective())

@@ -30,7 +30,7 @@ def stopped_run(tiny, engine, out, at, *settings, resume=False, signals=(signal.
                 signal.raise_signal(one)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(display.Plain, "step", step, raising=False)
+        patch.setattr(display.Display, "step", step)
         return fit(tiny, *settings, engine=engine, out=out, resume=resume, progress=False)
 
 
