@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,8 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
+    load = os.getloadavg()[0]
     entries = [judged(entry) for engine in ENGINES for entry in measured(engine, repeats)]
-    result = {"device": device(), "commit": commit(), "repeats": repeats, "measurements": entries}
+    result = {"device": device(), "commit": commit(), "repeats": repeats, "load_before": load, "measurements": entries}
     name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
     path = ROOT / "benchmarks" / "results" / f"speed.{name}.json"
     path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -122,7 +123,7 @@ class Terminal(Display):
         self.live.console.print(f"{why}; the run is in {folder}", markup=False, highlight=False)
 
     def _draw(self) -> None:
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("epoch", "time", "objective", "ELBO", "reconstruction", "KL", "active units", "best"):
             table.add_column(column, justify="right")
         for row in self.rows[-SHOWN:]:

@@ -63,12 +63,12 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
     result = Terms({}, {}, {}, {}, weight if weight is not None else jnp.ones(rows))
     for site, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
+        _refuse_shapes(site, p, guide.get(site), plate)
         _refuse_scale(site, p, guide.get(site), data_size, rows)
         if p["is_observed"]:
             result.log_likelihood[site] = datum(p["fn"].log_prob(p["value"]))
             continue
         q = guide[site]
-        _refuse_shapes(site, p, q, plate)
         result.log_prior[site] = datum(p["fn"].log_prob(p["value"]))
         result.log_posterior[site] = datum(q["fn"].log_prob(q["value"]))
         kl = analytic_kl(q["fn"], p["fn"])
@@ -187,7 +187,9 @@ def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None
         raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
 
 
-def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any], plate: str) -> None:
+def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, plate: str) -> None:
+    """Else terms would be broadcast, and silently wrong. q: None for an observed site."""
+    q = q or p
     inside = [bool(_frames({"": site}, plate)) for site in (p, q)]
     if inside[0] != inside[1]:
         here, there = ("model", "guide") if inside[0] else ("guide", "model")

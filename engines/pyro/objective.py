@@ -63,12 +63,12 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
         site = _base_name(name, p)
+        _refuse_shapes(site, p, guide.get(name), plate)
         _refuse_scale(site, p, guide.get(name), data_size, rows)
         if p["is_observed"]:
             _add(result.log_likelihood, site, datum(p["fn"].log_prob(p["value"])))
             continue
         q = guide[name]
-        _refuse_shapes(site, p, q, plate)
         _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
         _add(result.log_posterior, site, datum(q["fn"].log_prob(q["value"])))
         kl = analytic_kl(q["fn"], p["fn"])
@@ -208,7 +208,9 @@ def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None
         raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
 
 
-def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any], plate: str) -> None:
+def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, plate: str) -> None:
+    """Else terms would be broadcast, and silently wrong. q: None for an observed site."""
+    q = q or p
     inside = [bool(_frames({"": site}, plate)) for site in (p, q)]
     if inside[0] != inside[1]:
         here, there = ("model", "guide") if inside[0] else ("guide", "model")

@@ -199,16 +199,21 @@ def test_a_latent_is_the_same_on_both_sides(both, engine, x):
 
     def scattered(ppl, batch, nets):
         with ppl.plate("data", batch.data_size, subsample=batch.index):
-            ppl.sample("w", ppl.dist.Normal(ppl.zeros((len(batch.index), 1)), 1.0).to_event(1))
-        guide(ppl, batch, nets)
+            for site, size in (("w", 1), ("z", Z)):
+                ppl.sample(site, ppl.dist.Normal(ppl.zeros((len(batch.index), size)), 1.0).to_event(1))
 
     def flat(ppl, batch, nets):
         with ppl.plate("data", batch.data_size, subsample=batch.index):
             ppl.sample("z", ppl.dist.Normal(nets["encoder"](batch.x)[..., 0], 1.0))
 
+    def deaf(ppl, batch, nets):
+        with ppl.plate("data", batch.data_size, subsample=batch.index):
+            ppl.sample("z", ppl.dist.Normal(ppl.zeros((Z,)), 1.0).to_event(1))
+            ppl.sample("x", ppl.dist.Normal(ppl.zeros((D,)), 1.0).to_event(1), obs=batch.x)
+
     for pair, sentence in (
         (Pair(model=global_model, guide=scattered, networks=NETS), "'w' stands in the plate 'data' in the guide, and"),
-        (Pair(model=model, guide=flat, networks=NETS), r"'z' has the event shape \(2,\) in the model and \(\) in"),
+        (Pair(model=deaf, guide=flat, networks=NETS), r"'z' has the event shape \(2,\) in the model and \(\) in"),
     ):
         with pytest.raises(BadInput, match=sentence):
             fitted(both, engine, both.rows({"x": x[:3]}), pair)

@@ -125,10 +125,10 @@ def child(fuse):
 
 random.seed(int(seed))
 killed = 0
-for attempt in range(11):
+for attempt in range(7):
     number = os.fork()
     if number == 0:
-        child(random.uniform(0.0, 0.03) if attempt < 10 else 600.0)
+        child(random.uniform(0.0, 0.04) if attempt < 6 else 600.0)
     status = os.waitpid(number, 0)[1]
     if status == 0:
         break
