@@ -91,3 +91,35 @@ def test_the_table_of_pairs_is_whole(name):
             assert np.abs(value).max() <= start.scale
             np.testing.assert_array_equal(value, again[weight])
             assert (value != other[weight]).any()
+
+
+@pytest.fixture(params=[(engine, name) for engine in engines.ENGINES for name, pair in PAIRS.items() if pair.text])
+def likelihood(request):
+    """log p(x | z) of one sentence as a function of the decoder's inputs and targets; z stays the same throughout."""
+    engine, name = request.param
+    pair = PAIRS[name]
+    settings = Settings(data_size=10, objective=KL().objective())
+    program = engines.load(engine).Program(pair, pair.realisable(*tables(pair), V), settings)
+    state = program.init(batch())
+    rng = np.random.default_rng(0)  # weights of order one: a dependence stands far above rounding
+    drawn = {key: rng.normal(size=value.shape).astype(value.dtype) for key, value in program.weights(state).items()}
+    state = program.load_weights(state, drawn)
+
+    def likelihood(inputs, targets):
+        rows = {name: np.array([row] * ROWS, np.int32) for name, row in (("inputs", inputs), ("targets", targets))}
+        changed = batch() | rows | {"lengths": np.full(ROWS, len(inputs), np.int32)}
+        return float(np.asarray(program.terms(state, changed, seed=0).log_likelihood["x"])[0, 0])
+
+    return likelihood
+
+
+def interaction(value):
+    """How far the effect of the first choice depends on the second: 0 where log p is a sum of the two effects."""
+    return abs(value(4, 6) - value(4, 7) - value(5, 6) + value(5, 7))
+
+
+def test_words_hidden_from_the_decoder_leave_no_trace_in_later_words(likelihood):
+    hidden = interaction(lambda first, second: likelihood([3, 3, 3], [first, second, 2]))
+    kept = interaction(lambda first, second: likelihood([1, first, second], [first, second, 2]))
+    assert hidden < 1e-4
+    assert kept > 1e-2
