@@ -29,3 +29,12 @@ def commit() -> str:
         return found.stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def resident(field: str) -> float:
+    """MiB of this process: `VmRSS` now, or `VmHWM`, the peak of it (Linux).
+
+    Not `ru_maxrss`, which a process started from a larger one inherits from it.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

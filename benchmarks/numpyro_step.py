@@ -28,6 +28,7 @@ import optax
 from jax import Array
 from numpyro.infer import SVI, TraceMeanField_ELBO
 
+from benchmarks.machine import resident
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.numpyro import Program
 from guidebook.engines.protocol import Control, Objective, Settings
@@ -306,15 +307,13 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
 
 def peak(variant: str, vocabulary: int) -> float:
     """MiB by which three steps raise the peak of resident memory above parameters and optimiser slots."""
-    import resource
-
     make = {"hand": hand, "ours": ours}[variant]
     make(Shape(1, vocabulary, steps=2))()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmHWM")
     step = make(Shape(32, vocabulary))
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
 
 
 def memory(vocabulary: int = 50_000) -> dict[str, Any]:

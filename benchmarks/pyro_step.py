@@ -30,6 +30,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.machine import resident
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.protocol import Control, Objective, Settings
 from guidebook.engines.pyro import Program
@@ -274,12 +275,6 @@ def importance(repeats: int, particles: int = 500) -> dict[str, Any]:
         "ours_bfloat16/floor": found["bfloat16"] / found["floor"],
         "bfloat16_bias_nats": nll["bfloat16"] - nll["float32"],
     }
-
-
-def resident(field: str) -> float:
-    """MiB: `VmRSS` now, or `VmHWM`, its peak since the last reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def peak(variant: str, vocabulary: int) -> float:
