@@ -1,8 +1,23 @@
-"""Draws of a latent with the rows of the batch where every reader looks for them."""
+"""What the engines share about draws: the noise behind them when judging, and where every reader finds the rows."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from .seeds import derive
+
+
+def standard_normal(seed: int, site: str, shape: tuple[int, ...]) -> np.ndarray:
+    """ε of one latent site, float64: a function of seed and site, so that both engines draw the same latents.
+
+    More particles (the first axis) leave the first ones as they are.
+    """
+    return np.random.Generator(np.random.Philox(derive(seed, site))).standard_normal(shape)
+
+
+def particle_seeds(seed: int, particles: int) -> list[int]:
+    """A seed for each of S runs of a guide that does not broadcast; the first is `seed` itself."""
+    return [seed, *(derive(seed, "particle", number) for number in range(1, particles))]
 
 
 def by_row(draws: np.ndarray, *, event: int, plate: int | None, rows: int) -> np.ndarray:

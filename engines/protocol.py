@@ -101,7 +101,10 @@ class Program(Protocol):
         ...
 
     def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
-        """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed."""
+        """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed.
+
+        Normal latents come from `draws.standard_normal`: the other engine draws the same.
+        """
         ...
 
     def log_weights(self, state: State, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:

@@ -15,11 +15,12 @@ from numpyro.distributions import Normal
 
 from ...guides.pair import Pair
 from ...models.spec import Network
-from ..draws import by_row
+from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
 from ..terms import Terms
 from . import objective
+from .noise import CommonNoise
 from .ppl import seeded
 from .programs import Function, Parameters, Realised
 
@@ -31,14 +32,17 @@ class Judging(Realised):
         super().__init__(pair, nets, settings)
         self._families: dict[str, str] = {}
         self._layouts: dict[str, dict[str, Any]] = {}
-        self._evaluate = jax.jit(self._traced_terms, static_argnums=(3,))
-        self._guide_draws = jax.jit(self._traced_draws, static_argnums=(3,))
+        self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
+        self._evaluate = jax.jit(self._traced_terms, static_argnums=(4,))
+        self._guide_draws = jax.jit(self._traced_draws, static_argnums=(4,))
         self._log_joint = jax.jit(self._traced_log_joint)
         self._encode = jax.jit(self._traced_posterior)
         self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
-        found = self._evaluate(state.parameters, self.arrays(batch), _key(seed), particles)
+        arrays = self.arrays(batch)
+        noise = self._noise(state.parameters, arrays, seed, particles)
+        found = self._evaluate(state.parameters, arrays, _key(seed), noise, particles)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
@@ -51,7 +55,7 @@ class Judging(Realised):
         arrays = self.arrays(batch)
         size = min(particles, max(1, rows // len(batch["weight"])))
         padded = -(-particles // size) * size
-        latents, log_q = self._guide_draws(state.parameters, arrays, _key(seed), padded)
+        latents, log_q = self._drawn(state.parameters, arrays, seed, padded)
         found = []
         for start in range(0, padded, size):
             chunk = {site: value[start : start + size] for site, value in latents.items()}
@@ -63,11 +67,12 @@ class Judging(Realised):
         rows = len(batch["weight"])
         return {
             site: Posterior(self._families[site], *(to_numpy(value).reshape(rows, -1) for value in moments))
-            for site, moments in found.items()
+            for site, (moments, other) in found.items()
+            if all(np.array_equal(one, two, equal_nan=True) for one, two in zip(moments, other, strict=True))
         }
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
-        latents, _ = self._guide_draws(state.parameters, self.arrays(batch), _key(seed), particles)
+        latents, _ = self._drawn(state.parameters, self.arrays(batch), seed, particles)
         rows = len(batch["weight"])
         return {site: by_row(to_numpy(value), **self._layouts[site], rows=rows) for site, value in latents.items()}
 
@@ -85,38 +90,72 @@ class Judging(Realised):
     def decode_reorder(self, cache: Any, index: np.ndarray) -> Any:
         return jax.tree.map(lambda part: part[index], cache)
 
-    def terms_of(self, parameters: Parameters, arrays: Any, key: Array, particles: int, *, training: bool) -> Terms:
-        """`Terms` under these parameters, traceable and differentiable."""
-        model, guide = self.programs(parameters, training=training)
+    def terms_of(
+        self,
+        parameters: Parameters,
+        arrays: Any,
+        key: Array,
+        particles: int,
+        *,
+        training: bool,
+        noise: dict[str, Array] | None = None,
+    ) -> Terms:
+        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging."""
+        programs = self.programs(parameters, training=training)
+        if particles > 1 and self.broadcasts:
+            programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
 
-        def found(key: Array, particles: int = 1) -> Terms:
-            both = objective.traces(model, guide, key, arrays, particles=particles, dim=self.outermost)
+        def found(key: Array, noise: dict[str, Array] | None) -> Terms:
+            model, guide = programs
+            both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
             return objective.terms(*both, plate=plate, data_size=size, weight=weight)
 
         if particles == 1 or self.broadcasts:
-            return found(key, particles)
-        return jax.vmap(found)(jax.random.split(key, particles))._replace(weight=weight)
+            return found(key, noise)
+        return jax.vmap(found)(jax.random.split(key, particles), noise)._replace(weight=weight)
 
-    def _traced_terms(self, parameters: Parameters, arrays: Any, key: Array, particles: int) -> Terms:
-        return self.terms_of(parameters, arrays, key, particles, training=False)
+    def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
+        """ε of every normal latent, (S, …)."""
+        shape = tuple(array.shape for array in arrays.values())
+        if shape not in self._normals:
+            _, guide = self.programs(parameters, training=False)
+            probe = CommonNoise(guide)
+            jax.eval_shape(lambda arrays: handlers.seed(probe, jax.random.key(0))(arrays), arrays)
+            self._normals[shape] = probe.shapes
+        sizes = self._normals[shape].items()
+        if self.broadcasts:
+            found = {site: standard_normal(seed, site, (particles, *size)) for site, size in sizes}
+        else:
+            seeds = particle_seeds(seed, particles)
+            found = {site: np.stack([standard_normal(one, site, size) for one in seeds]) for site, size in sizes}
+        return {site: noise.astype(self.dtype) for site, noise in found.items()}
 
-    def _traced_draws(self, parameters: Parameters, arrays: Any, key: Array, particles: int) -> tuple[Any, Array]:
+    def _drawn(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> tuple[dict[str, Array], Array]:
+        noise = self._noise(parameters, arrays, seed, particles)
+        return self._guide_draws(parameters, arrays, _key(seed), noise, particles)
+
+    def _traced_terms(self, parameters: Parameters, arrays: Any, key: Array, noise: Any, particles: int) -> Terms:
+        return self.terms_of(parameters, arrays, key, particles, training=False, noise=noise)
+
+    def _traced_draws(
+        self, parameters: Parameters, arrays: Any, key: Array, noise: Any, particles: int
+    ) -> tuple[dict[str, Array], Array]:
         """Latents (S, B, …) and log q (S, B) from one pass of the guide."""
         _, guide = self.programs(parameters, training=False)
 
-        def one(key: Array, program: Function) -> tuple[dict[str, Array], Array]:
+        def one(key: Array, noise: Any, program: Function) -> tuple[dict[str, Array], Array]:
             _, guide_key = jax.random.split(key)  # as in objective.traces: one seed, the same latents
-            trace = handlers.trace(handlers.seed(program, guide_key)).get_trace(arrays)
+            trace = handlers.trace(handlers.seed(CommonNoise(program, noise), guide_key)).get_trace(arrays)
             sites = objective.sites(trace)
             self._layouts |= {name: self._layout(site) for name, site in sites.items()}
             return {name: site["value"] for name, site in sites.items()}, self._log_prob(trace)
 
         if self.broadcasts:
-            values, log_q = one(key, objective.plated(guide, particles, self.outermost))
+            values, log_q = one(key, noise, objective.plated(guide, particles, self.outermost))
         else:
             keys = key[None] if particles == 1 else jax.random.split(key, particles)
-            values, log_q = jax.vmap(partial(one, program=guide))(keys)
+            values, log_q = jax.vmap(partial(one, program=guide))(keys, noise)
         return values, jnp.broadcast_to(log_q, (particles, arrays["weight"].shape[0]))
 
     def _traced_log_joint(self, parameters: Parameters, arrays: Any, latents: dict[str, Array]) -> Array:
@@ -141,16 +180,25 @@ class Judging(Realised):
         plate = [frame.dim for frame in site["cond_indep_stack"] if frame.name == self.pair.plate]
         return {"event": site["fn"].event_dim, "plate": plate[0] if plate else None}
 
-    def _traced_posterior(self, parameters: Parameters, arrays: Any) -> dict[str, tuple[Array, Array]]:
+    def _traced_posterior(self, parameters: Parameters, arrays: Any) -> dict[str, Any]:
+        """Moments of every local site, twice: they differ where a site hangs on another latent's draw."""
         _, guide = self.programs(parameters, training=False)
-        trace = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace(arrays)
+
+        def sites(seed: int) -> dict[str, Any]:
+            return objective.sites(handlers.trace(handlers.seed(guide, jax.random.key(seed))).get_trace(arrays))
+
+        def moments(site: Any) -> tuple[Array, Array]:
+            return site["fn"].mean, jnp.sqrt(site["fn"].variance)
+
+        once = sites(0)
+        again = sites(1) if len(once) > 1 else once
         found = {}
-        for name, site in objective.sites(trace).items():
+        for name, site in once.items():
             local = any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
             if local and len(site["fn"].batch_shape) == 1:
                 base, _, _ = objective.peel(site["fn"])
                 self._families[name] = "normal" if isinstance(base, Normal) else type(base).__name__
-                found[name] = (site["fn"].mean, jnp.sqrt(site["fn"].variance))
+                found[name] = moments(site), moments(again[name])
         return found
 
 

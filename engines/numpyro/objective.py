@@ -20,12 +20,8 @@ from ..terms import Terms
 PARTICLES = "particles"
 
 
-def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, particles: int = 1, dim: int = -2
-) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along `dim`."""
-    if particles > 1:
-        model, guide = (plated(program, particles, dim) for program in (model, guide))
+def traces(model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any) -> tuple[Any, Any]:
+    """The guide's trace and the model's replayed against it."""
     model_key, guide_key = jax.random.split(key)
     guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args)
     replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
@@ -33,6 +29,8 @@ def traces(
 
 
 def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
+    """`program` in an outer plate of S particles."""
+
     def run(*args: Any) -> None:
         with numpyro.plate(PARTICLES, particles, dim=dim):
             program(*args)

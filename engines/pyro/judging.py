@@ -12,11 +12,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Normal
 
-from ..draws import by_row
+from ..draws import by_row, particle_seeds
 from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..terms import Terms
 from . import objective
+from .noise import CommonNoise
 from .ppl import _base_name
 from .programs import Function, Realised
 
@@ -26,7 +27,7 @@ class Judging(Realised):
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
         with self._evaluation(seed):
-            found = self.terms_of(self.arrays(batch), particles)
+            found = self.terms_of(self.arrays(batch), particles, seed)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
@@ -40,8 +41,8 @@ class Judging(Realised):
         arrays = self.arrays(batch)
         with self._evaluation(seed):
             if not self.broadcasts:
-                return np.stack([to_numpy(self.terms_of(arrays, 1).log_weight()) for _ in range(particles)])
-            trace = self._plated_trace(guide, arrays, particles)
+                return to_numpy(self.terms_of(arrays, particles, seed).log_weight().reshape(particles, -1))
+            trace = self._plated_trace(guide, arrays, particles, seed)
             latents = {name: site["value"] for name, site in objective.sites(trace).items()}
             size = max(1, rows // len(batch["weight"]))
             found = []
@@ -55,11 +56,15 @@ class Judging(Realised):
     def posterior(self, state: Any, batch: Batch) -> dict[str, Posterior]:
         _, guide = self.programs()
         with self._evaluation(0):
-            trace = poutine.trace(guide).get_trace(self.arrays(batch))
+            arrays = self.arrays(batch)
+            once = objective.sites(poutine.trace(guide).get_trace(arrays))
+            again = objective.sites(poutine.trace(guide).get_trace(arrays)) if len(once) > 1 else once
             return {
                 name: _describe(site["fn"])
-                for name, site in objective.sites(trace).items()
-                if _base_name(name, site) == name and self._is_local(site)
+                for name, site in once.items()
+                if _base_name(name, site) == name
+                and self._is_local(site)
+                and _same_moments(site["fn"], again[name]["fn"])
             }
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
@@ -67,10 +72,11 @@ class Judging(Realised):
         arrays, rows = self.arrays(batch), len(batch["weight"])
         with self._evaluation(seed):
             if self.broadcasts:
-                trace = self._plated_trace(guide, arrays, particles)
+                trace = self._plated_trace(guide, arrays, particles, seed)
                 found = _values(trace)
             else:
-                traces = [poutine.trace(guide).get_trace(arrays) for _ in range(particles)]
+                guides = [CommonNoise(one)(guide) for one in particle_seeds(seed, particles)]
+                traces = [poutine.trace(one).get_trace(arrays) for one in guides]
                 trace, each = traces[0], [_values(trace) for trace in traces]
                 found = {site: np.stack([draw[site] for draw in each]) for site in each[0]}
         where = {_base_name(name, site): self._layout(name, site) for name, site in objective.sites(trace).items()}
@@ -94,20 +100,24 @@ class Judging(Realised):
         rows = torch.as_tensor(index).to(self.settings.device)
         return tuple(part[rows] for part in cache)
 
-    def terms_of(self, arrays: dict[str, Tensor], particles: int) -> Terms:
-        """`Terms` at the present parameters, differentiable."""
+    def terms_of(self, arrays: dict[str, Tensor], particles: int, seed: int | None = None) -> Terms:
+        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging."""
         model, guide = self.programs()
         if particles > 1 and not self.broadcasts:
-            return objective._stacked([self.terms_of(arrays, 1) for _ in range(particles)])
-        both = objective.traces(model, guide, arrays, particles=particles, dim=self.outermost)
+            seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
+            return objective._stacked([self.terms_of(arrays, 1, one) for one in seeds])
+        if particles > 1:
+            model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
+        both = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
         return objective.terms(*both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"])
 
     @property
     def _decoder(self) -> Any:
         return self.networks["decoder"].eval()
 
-    def _plated_trace(self, program: Function, arrays: Any, particles: int) -> Any:
-        return poutine.trace(objective.plated(program, particles, self.outermost)).get_trace(arrays)
+    def _plated_trace(self, program: Function, arrays: Any, particles: int, seed: int | None = None) -> Any:
+        program = objective.plated(program, particles, self.outermost)
+        return poutine.trace(program if seed is None else CommonNoise(seed)(program)).get_trace(arrays)
 
     def _log_prob(self, trace: Any) -> Tensor:
         return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
@@ -151,3 +161,9 @@ def _describe(fn: Any) -> Posterior:
     family = "normal" if isinstance(base, Normal) else type(base).__name__
     rows = fn.batch_shape.numel()
     return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))
+
+
+def _same_moments(one: Any, other: Any) -> bool:
+    """Else the distribution hangs on another latent's draw."""
+    pairs = (one.mean, other.mean), (one.stddev, other.stddev)
+    return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -19,12 +19,8 @@ from .ppl import _base_name
 PARTICLES = "particles"
 
 
-def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, particles: int = 1, dim: int = -2, **kwargs: Any
-) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it; with `particles` S > 1, S draws along `dim`."""
-    if particles > 1:
-        model, guide = (plated(program, particles, dim) for program in (model, guide))
+def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """The guide's trace and the model's replayed against it."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return guide_trace, model_trace
