@@ -37,5 +37,6 @@ class CommonNoise(Messenger):
         if isinstance(base, Normal):
             shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
             if self.noise is not None:
-                noise = self.noise[msg["name"]].reshape(shape)
-                msg["value"] = jnp.broadcast_to(base.loc, shape) + jnp.broadcast_to(base.scale, shape) * noise
+                parts: list[Any] = [base.loc, base.scale]
+                loc, scale = (jnp.broadcast_to(part, shape) for part in parts)
+                msg["value"] = loc + scale * self.noise[msg["name"]].reshape(shape)
