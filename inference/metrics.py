@@ -47,7 +47,8 @@ def importance_bound(log_weights: np.ndarray) -> ImportanceBound:
 
 def perplexity(nll: float, sentences: int, tokens: int) -> float:
     """exp(N · NLL / W) from an NLL in nats per sentence; W tokens in N sentences, end marks counted."""
-    return float(np.exp(sentences * nll / tokens))
+    with np.errstate(over="ignore"):
+        return float(np.exp(sentences * nll / tokens))
 
 
 def active_dimensions(means: np.ndarray, threshold: float = ACTIVE_VARIANCE) -> np.ndarray:

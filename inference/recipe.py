@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,9 @@ from .schedules import Constant, NumberOrSchedule
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[NonNegativeFloat, Field(lt=1)]
 
+_BARE_POINT = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")
+"""`.5` and `5.`, which TOML does not have."""
+
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -41,7 +45,7 @@ class Optimiser(Spec):
     learning_rate: Finite = 1e-3
     schedule: NumberOrSchedule = Constant()
     clip: PositiveFloat = Field(default=5.0, description="inf: no clipping")
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), strict=False)
     eps: Finite = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     momentum: NonNegativeFloat = 0.0
@@ -217,7 +221,7 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return float(text) if _BARE_POINT.fullmatch(text) else text
 
 
 def _pruned(tables: dict[str, Any]) -> dict[str, Any]:

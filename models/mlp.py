@@ -16,7 +16,7 @@ class MLP(Spec):
     kind: Literal["mlp"] = "mlp"
     inputs: PositiveInt
     outputs: PositiveInt
-    hidden: tuple[PositiveInt, ...] = Field(default=(128,), description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field(default=(128,), strict=False, description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "softplus"] = "tanh"
 
     def layout(self) -> dict[str, Weight]:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """A declarative part of a recipe. Unknown keys are errors; instances are immutable and hashable."""
+    """A declarative part of a recipe. Unknown keys and "3" for 3 are errors; instances are immutable and hashable."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def layout(self, **sizes: int) -> dict[str, Weight]:
         """The weights of the network this spec describes, by engine-neutral name, in PyTorch's layout."""

@@ -36,6 +36,10 @@ def test_perplexities_of_the_papers(nll, sentences, tokens, expected):
     assert perplexity(nll, sentences, tokens) == pytest.approx(expected, abs=0.05)
 
 
+def test_a_hopeless_perplexity_is_infinite():
+    assert perplexity(1e6, 10, 100) == np.inf
+
+
 def test_log_mean_exp_neither_overflows_nor_loses_minus_infinity():
     values = np.array([[1000.0, -np.inf, -2000.0], [1000.0, -np.inf, -np.inf]])
     np.testing.assert_allclose(log_mean_exp(values), [1000.0, -np.inf, -2000.0 - np.log(2)])

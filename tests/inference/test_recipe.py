@@ -92,6 +92,13 @@ def test_every_pair_has_a_recipe_of_defaults():
         ("engine=pyrro", r"engine = 'pyrro' is unknown \(did you mean 'pyro'\?\)"),
         ("pair=sentence_vea", r"no pair 'sentence_vea' \(did you mean 'sentence_vae'\?\)"),
         ("fit.epochs=three", r"fit.epochs = 'three' is wrong: .*integer"),
+        ("fit.epochs=true", r"fit.epochs = True is wrong: .*integer"),
+        ('fit.epochs="3"', r"fit.epochs = '3' is wrong: .*integer"),
+        ("fit.optimiser.learning_rate=true", r"learning_rate = True is wrong: .*number"),
+        ('fit.optimiser.betas=["0.9", 0.9]', r"fit.optimiser.betas.0 = '0.9' is wrong: .*number"),
+        ('divergence.weight="0.5"', r"divergence.weight = '0.5' is wrong"),
+        ("data.buckets=true", r"data.buckets = True is wrong: .*integer"),
+        ("data.lowercase=1", r"data.lowercase = 1 is wrong: .*boolean"),
         ("fit.epochs=0", r"fit.epochs = 0 is wrong: .*greater than 0"),
         ("model.prior.dim=2.5", r"model.prior.dim = 2.5 is wrong: .*integer"),
         ("model=3", r"model = 3 is wrong"),
@@ -139,6 +146,13 @@ def test_dotted_settings_reach_into_tables_and_make_those_that_are_missing():
     assert recipe.fit.guide_optimiser.learning_rate == 0.5
     assert recipe.data.corpus == "a b"
     assert recipe.fit.batch_size == QUICKSTART.fit.batch_size
+
+
+@pytest.mark.parametrize(("written", "meant"), [("1", 1.0), ("1e-3", 1e-3), (".5", 0.5), ("5.", 5.0), ("1_0.0", 10.0)])
+def test_a_number_is_written_as_one_likes(written, meant):
+    rate = override(QUICKSTART, [f"fit.optimiser.learning_rate={written}"]).fit.optimiser.learning_rate
+    assert type(rate) is float
+    assert rate == meant
 
 
 def test_a_new_kind_keeps_the_keys_it_knows_and_drops_those_of_the_old():
