@@ -95,8 +95,8 @@ class Program(Protocol):
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         """One update from the mean gradient of `batches` (several: gradient accumulation).
 
-        Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and `gradient_norm` before clipping. An update
-        whose objective or gradient is not finite is not applied.
+        Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and, before clipping, `gradient_norm` and
+        `gradient_norm/PARAMETER`. An update whose objective or gradient is not finite is not applied.
         """
         ...
 

@@ -26,6 +26,7 @@ from .resolve import resolve
 from .run import EVALUATION_ROWS, Run, dataset_of, program_of
 
 LOG_EVERY = 50
+_GRADIENT = "gradient_norm/"
 
 
 def fit(
@@ -146,8 +147,10 @@ class _Fitting:
 
     def _account(self, control: Control, info: Info, tokens: int) -> None:
         """Adds one step to the averages of the next line, and refuses to go on from a value that is not finite."""
-        values = {key: float(value) for key, value in info.items()}
+        values = {key: float(value) for key, value in info.items() if not key.startswith(_GRADIENT)}
         broken = [key for key, value in values.items() if not math.isfinite(value)]
+        if broken == ["gradient_norm"]:
+            broken += [key for key, value in info.items() if key.startswith(_GRADIENT) and not math.isfinite(value)]
         if broken:
             raise FailedRun(self._blame(control.step, broken))
         window = defaultdict(float, self.position.window)
@@ -159,11 +162,12 @@ class _Fitting:
     def _blame(self, step: int, broken: list[str]) -> str:
         named = sorted((key for key in broken if "/" in key), key=lambda key: not key.startswith("kl/"))
         term, _, site = (named or broken)[0].partition("/")
-        what = (
-            f"the {term.replace('_', ' ').replace('kl', 'KL')} of site {site!r}"
-            if site
-            else f"the {term.replace('_', ' ')}"
-        )
+        what = f"the {term.replace('_', ' ').replace('kl', 'KL')}"
+        if named and named[0].startswith(_GRADIENT):
+            shown = ", ".join(repr(key.removeprefix(_GRADIENT)) for key in named[:3])
+            what = f"the gradient of {shown}{f' and {len(named) - 3} more' if named[3:] else ''}"
+        elif site:
+            what += f" of site {site!r}"
         return f"step {step}: {what} is not finite; {kept(self.folder)}. A lower learning rate, or a tighter clip, is the usual cure"
 
     def _log(self, control: Control) -> None:

@@ -57,13 +57,13 @@ class Program(Judging):
             found = self._gradient(state.parameters, self.arrays(batch), step, weight, np.uint32(place))
             gradients, info = jax.tree.map(jnp.add, (gradients, info), found)
         gradients = jax.tree.map(lambda gradient: gradient / len(batches), gradients)
-        state, norm = self._update(state, gradients, rates)
-        return state, info | {"gradient_norm": norm}
+        state, norms = self._update(state, gradients, rates)
+        return state, info | norms
 
     def _traced_step(self, state: State, arrays: Any, step: Any, weight: Any, rates: Any) -> tuple[State, Any]:
         gradients, info = self._traced_gradient(state.parameters, arrays, step, weight, np.uint32(0))
-        state, norm = self._apply(state, gradients, rates)
-        return state, info | {"gradient_norm": norm}
+        state, norms = self._apply(state, gradients, rates)
+        return state, info | norms
 
     def _traced_gradient(self, parameters: Any, arrays: Any, step: Any, weight: Any, place: Any) -> tuple[Any, Any]:
         """Runs when JAX compiles, hence once a shape: that is what `compilations` counts."""
@@ -77,8 +77,8 @@ class Program(Judging):
 
         return jax.grad(loss, has_aux=True)(parameters)
 
-    def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Array]:
-        gradients, norm = optimise.clip(gradients, self.settings.clip)
+    def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Info]:
+        gradients, norm, norms = optimise.clip(gradients, self.settings.clip)
 
         def updated() -> State:
             parameters, optimisers = dict(state.parameters), {}
@@ -90,7 +90,8 @@ class Program(Judging):
                 }
             return State(parameters, optimisers)
 
-        return jax.lax.cond(jnp.isfinite(norm), updated, lambda: state), norm
+        info = {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
+        return jax.lax.cond(jnp.isfinite(norm), updated, lambda: state), info
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: np.array(value) for name, value in state.parameters.items()}

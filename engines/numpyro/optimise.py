@@ -23,13 +23,14 @@ def realise(spec: OptimiserSpec) -> optax.GradientTransformation:
     return optax.chain(adam, decay) if spec.kind == "adamw" else optax.chain(decay, adam)
 
 
-def clip(gradients: Mapping[str, Array], bound: float | None) -> tuple[dict[str, Array], Array]:
-    """`gradients` scaled to a global norm of at most `bound`, and the norm before."""
-    norm = optax.global_norm(gradients)
+def clip(gradients: Mapping[str, Array], bound: float | None) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+    """`gradients` scaled to a global norm of at most `bound`, the norm before, and each one's own."""
+    norms = {name: jnp.linalg.norm(gradient.ravel()) for name, gradient in gradients.items()}
+    norm = optax.global_norm(norms)
     if bound is None:
-        return dict(gradients), norm
+        return dict(gradients), norm, norms
     scale = jnp.minimum(1.0, bound / norm)
-    return jax.tree.map(lambda gradient: gradient * scale, dict(gradients)), norm
+    return jax.tree.map(lambda gradient: gradient * scale, dict(gradients)), norm, norms
 
 
 def slots(state: Any) -> dict[str, np.ndarray]:

@@ -52,17 +52,18 @@ class Program(Judging):
                 with torch.no_grad():
                     for key, value in terms.sums(loss).items():
                         info[key] = info[key] + value if key in info else value
-        info["gradient_norm"] = self._update(state, control)
+        info |= self._update(state, control)
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
-    def _update(self, state: State, control: Control) -> Tensor:
-        gradients = [parameter.grad for parameter in state.parameters.values() if parameter.grad is not None]
-        norm = optimise.clip(gradients, self.settings.clip)
+    def _update(self, state: State, control: Control) -> dict[str, Tensor]:
+        found = {name: parameter.grad for name, parameter in state.parameters.items()}
+        gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+        norm, norms = optimise.clip(gradients, self.settings.clip)
         if torch.isfinite(norm):
             for side, optimiser in state.optimisers.items():
                 optimiser.param_groups[0]["lr"] = control.learning_rate[side]
                 optimiser.step()
-        return norm.detach()
+        return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in state.parameters.items()}

@@ -19,12 +19,14 @@ def realise(spec: OptimiserSpec, parameters: list[Tensor]) -> Optimizer:
     return kind(parameters, lr=1.0, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True)
 
 
-def clip(gradients: list[Tensor], bound: float | None) -> Tensor:
-    """Scales `gradients` in place to a global norm of at most `bound`; returns the norm before."""
-    norm = torch.nn.utils.get_total_norm(gradients)
+def clip(gradients: Mapping[str, Tensor], bound: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scales `gradients` in place to a global norm of at most `bound`; returns the norm before, and each one's own."""
+    tensors = list(gradients.values())
+    norms = list(torch._foreach_norm(tensors)) if tensors else []
+    norm = torch.nn.utils.get_total_norm(norms)
     if bound is not None and norm > bound:
-        torch._foreach_mul_(gradients, bound / norm)
-    return norm
+        torch._foreach_mul_(tensors, bound / norm)
+    return norm, dict(zip(gradients, norms, strict=True))
 
 
 def slots(optimiser: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:

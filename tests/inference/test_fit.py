@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from guidebook.engines.protocol import Control
-from guidebook.guides import PAIRS
+from guidebook.guides import PAIRS, Pair
 from guidebook.inference import Run, fit, load
 from guidebook.inference.files import read_arrays
 from guidebook.inference.recipe import parse, read
 from guidebook.inference.resolve import resolve
 from guidebook.inference.run import dataset_of, program_of
-from guidebook.models.errors import BadInput
+from guidebook.models import MLP
+from guidebook.models.errors import BadInput, FailedRun
 
 
 @pytest.fixture(scope="module")
@@ -332,8 +333,6 @@ def test_native_pairs_go_through_the_same_loop(tmp_path, engine):
 
 
 def native(engine, data):
-    from guidebook.guides import Pair
-
     if engine == "pyro":
         import pyro as ppl
         import torch as array
@@ -355,6 +354,27 @@ def native(engine, data):
             ppl.sample("z", Normal(slope * batch["x"], scale))
 
     return Pair(model=model, guide=guide, name="native", engine=engine, data=data)
+
+
+def test_a_gradient_that_is_not_finite_names_its_parameters(tmp_path, engine):
+    """√u at u = 0 is finite, its derivative is not."""
+
+    def model(ppl, batch, nets):
+        noise = ppl.module("noise", nets["noise"])
+        with ppl.plate("data", batch.data_size, subsample=batch.index), ppl.mask(batch.real):
+            z = ppl.sample("z", ppl.dist.Normal(ppl.zeros((1,)), 1.0).to_event(1))
+            scale = 1.0 + (0.0 * noise(ppl.zeros((1,)))) ** 0.5
+            ppl.sample("x", ppl.dist.Normal(z, scale).to_event(1), obs=batch.x)
+
+    def guide(ppl, batch, nets):
+        encoder = ppl.module("encoder", nets["encoder"])
+        with ppl.plate("data", batch.data_size, subsample=batch.index), ppl.mask(batch.real):
+            ppl.sample("z", ppl.dist.Normal(encoder(batch.x), 1.0).to_event(1))
+
+    networks = {name: MLP(inputs=1, outputs=1, hidden=()) for name in ("noise", "encoder")}
+    pair = Pair(model, guide, networks=networks, data={"x": np.ones((40, 1), np.float32)})
+    with pytest.raises(FailedRun, match=r"step 0: the gradient of 'noise\.\w+', 'noise\.\w+' is not finite; "):
+        fit(pair, engine=engine, out=tmp_path / "run", progress=False)
 
 
 def test_every_pair_of_the_table_is_tried_here():

@@ -344,6 +344,8 @@ def test_the_site_at_fault_is_the_one_upstream(tiny, tmp_path):
     assert said.startswith("step 7: the KL of site 'z' is not finite; no checkpoint was written yet")
     assert "the log likelihood of site 'x'" in blame(Run(), 7, ["objective", "log_likelihood/x"])
     assert "the gradient norm is not finite" in blame(Run(), 7, ["gradient_norm"])
+    many = [f"gradient_norm/{name}" for name in "abcde"]
+    assert "the gradient of 'a', 'b', 'c' and 2 more is not finite" in blame(Run(), 7, ["gradient_norm", *many])
 
 
 def test_a_position_is_plain_json():
