@@ -68,7 +68,7 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
             continue
         q = guide[site]
         result.log_prior[site] = datum(p["fn"].log_prob(p["value"]))
-        result.log_posterior[site] = datum(q["fn"].log_prob(q["value"]))
+        result.log_posterior[site] = _PerDatum(q, plate, rows, data_size)(q["fn"].log_prob(q["value"]))
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
             result.kl[site] = datum(kl, event=True)
@@ -88,14 +88,18 @@ def analytic_kl(q: Any, p: Any) -> Array | None:
     batch, event = jnp.broadcast_shapes(q.batch_shape, p.batch_shape), q.event_shape
     (q_base, q_depth, q_mask), (p_base, p_depth, p_mask) = peel(q), peel(p)
     factorises = q_depth == p_depth == len(event) > 0
+    if not factorises:
+        (q_base, q_mask), (p_base, p_mask) = _unmasked(q), _unmasked(p)
     try:
-        if factorises:
-            kl = jnp.broadcast_to(kl_divergence(q_base, p_base), batch + event).reshape(*batch, -1)
-        else:
-            kl = jnp.broadcast_to(kl_divergence(q, p), batch)[..., None]
+        kl = kl_divergence(q_base, p_base)
     except NotImplementedError:
         return None
-    mask = q_mask & p_mask if factorises else True
+    kl = (
+        jnp.broadcast_to(kl, batch + event).reshape(*batch, -1)
+        if factorises
+        else jnp.broadcast_to(kl, batch)[..., None]
+    )
+    mask = q_mask & p_mask
     return kl if mask is True else jnp.where(jnp.asarray(mask)[..., None], kl, 0.0)
 
 
@@ -107,6 +111,15 @@ def peel(fn: Any) -> tuple[Any, int, Any]:
         mask = mask & fn._mask if isinstance(fn, MaskedDistribution) else mask
         fn = fn.base_dist
     return fn, depth, mask
+
+
+def _unmasked(fn: Any) -> tuple[Any, Any]:
+    """`fn` as it was before `mask` and `plate`, and its mask: KLs are registered for two masked sides only."""
+    mask = True
+    while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
+        mask = mask & fn._mask if isinstance(fn, MaskedDistribution) else mask
+        fn = fn.base_dist
+    return fn, mask
 
 
 class Loss(ELBO):

@@ -66,10 +66,10 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
             continue
         q = guide[name]
         _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
-        _add(result.log_posterior, site, datum(q["fn"].log_prob(q["value"])))
+        _add(result.log_posterior, site, _PerDatum(q, plate, rows, data_size)(q["fn"].log_prob(q["value"])))
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
-            _add(result.kl, site, datum(kl, event=True))
+            _add(result.kl, site, datum(_masked(kl, q["mask"], event=True), event=True))
     return result
 
 
@@ -157,12 +157,8 @@ class _PerDatum:
         self.mask = site["mask"]
 
     def __call__(self, value: Tensor, event: bool = False) -> Tensor:
-        mask, keep = self.mask, self.keep
-        if event:
-            mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
-            keep = {dim - 1 for dim in keep} | {-1}
-        if mask is not None:
-            value = torch.where(mask, value, value.new_zeros(())) if isinstance(mask, Tensor) else value * mask
+        value = _masked(value, self.mask, event)
+        keep = {dim - 1 for dim in self.keep} | {-1} if event else self.keep
         others = [dim for dim in range(-value.dim(), 0) if dim not in keep]
         value = value.sum(others) if others else value
         if self.share is None:
@@ -170,6 +166,14 @@ class _PerDatum:
         rows, data_size = self.share
         shared = (value / data_size).unsqueeze(-2 if event else -1)
         return shared.expand(*shared.shape[:-2], rows, -1) if event else shared.expand(*shared.shape[:-1], rows)
+
+
+def _masked(value: Tensor, mask: Tensor | bool | None, event: bool = False) -> Tensor:
+    """0 where the mask of a site is false. event: whether `value` has a last dimension that the mask lacks."""
+    if mask is None or mask is True:
+        return value
+    found = torch.as_tensor(mask, device=value.device)
+    return torch.where(found.unsqueeze(-1) if event and found.dim() else found, value, value.new_zeros(()))
 
 
 def _stacked(terms: Sequence[Terms]) -> Terms:
