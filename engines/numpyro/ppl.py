@@ -15,7 +15,8 @@ import numpyro.distributions
 from jax import Array
 from numpyro.contrib.control_flow import scan
 
-from ...models.spec import Network
+from ...models.errors import BadInput
+from ...models.spec import Network, Spec
 
 
 class PPL:
@@ -60,7 +61,10 @@ class PPL:
         return numpyro.handlers.mask(mask=mask)
 
     def module(self, name: str, network: Network | Any) -> Callable[..., Any]:
-        module: Any = self.modules[name] if isinstance(network, Network) else network
+        own = self.modules.get(name)
+        module: Any = own if isinstance(network, (Network, Spec)) else network
+        if module is None or not (self.register or module is own):
+            raise _unlisted(name)
         self.used.add(name)
         if self.register:
             arrays, rest = eqx.partition(module, eqx.is_inexact_array)
@@ -82,6 +86,13 @@ class PPL:
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape, self.dtype)
+
+
+def _unlisted(name: str) -> BadInput:
+    return BadInput(
+        f"the program uses a network {name!r} that is not the pair's own and would never be fitted: "
+        f"list it in Pair.networks and write ppl.module({name!r}, nets[{name!r}])"
+    )
 
 
 def seeded(seed: int) -> Array:

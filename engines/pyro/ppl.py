@@ -12,7 +12,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ...models.spec import Network
+from ...models.errors import BadInput
+from ...models.spec import Network, Spec
 
 _TIME = "time step"
 
@@ -58,7 +59,10 @@ class PPL:
         return pyro.poutine.mask(mask=mask)
 
     def module(self, name: str, network: Network | nn.Module) -> Callable[..., Any]:
-        module = network if isinstance(network, nn.Module) else self.modules[name]
+        own = self.modules.get(name)
+        module: Any = own if isinstance(network, (Network, Spec)) else network
+        if module is None or not (self.register or module is own):
+            raise _unlisted(name)
         self.used.add(name)
         return pyro.module(name, module) if self.register else module
 
@@ -95,6 +99,13 @@ class _Step(Messenger):
 def _base_name(name: str, site: Mapping[str, Any]) -> str:
     """The name of a site in the story: `z` for `z[3]` inside a scan."""
     return (site["infer"] or {}).get(_TIME, (name, None))[0]
+
+
+def _unlisted(name: str) -> BadInput:
+    return BadInput(
+        f"the program uses a network {name!r} that is not the pair's own and would never be fitted: "
+        f"list it in Pair.networks and write ppl.module({name!r}, nets[{name!r}])"
+    )
 
 
 def _unbind(xs: Any) -> Iterator[Any]:

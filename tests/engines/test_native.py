@@ -285,6 +285,27 @@ def test_a_framework_module_in_place_of_a_spec_is_used_as_it_is(both, engine):
     np.testing.assert_array_equal(again.weights(again.init(batch))[prefix + "weight"], kept["weight"])
 
 
+@pytest.mark.parametrize("unlisted", ["module", "spec", "name"])
+def test_a_network_that_would_never_be_fitted_is_refused(both, engine, unlisted):
+    """A story's networks are those of `Pair.networks`, under their own names."""
+    module, _ = MODULES[engine]
+    listed = {"decoder": MLP(inputs=1, outputs=D, hidden=()), "encoder": MLP(inputs=D, outputs=1, hidden=())}
+    instead = {
+        "module": lambda nets: module,
+        "spec": lambda nets: listed["encoder"],
+        "name": lambda nets: nets["decoder"],
+    }
+
+    def guide(ppl, batch, nets):
+        encoder = ppl.module("other", instead[unlisted](nets))
+        with ppl.plate("data", batch.data_size, subsample=batch.index), ppl.mask(batch.real):
+            ppl.sample("z", ppl.dist.Normal(encoder(batch.x), 0.5).to_event(1))
+
+    program = both.program(engine, Pair(story, guide, networks=listed), data_size=20, dtype="float32")
+    with pytest.raises(BadInput, match=r"network 'other' .*write ppl.module\('other', nets\['other'\]\)"):
+        program.init(both.rows(generated(20)))
+
+
 def test_a_module_of_the_other_framework_is_refused(both, engine):
     module, _ = MODULES["numpyro" if engine == "pyro" else "pyro"]
     networks = {"decoder": MLP(inputs=1, outputs=D, hidden=()), "encoder": module}
