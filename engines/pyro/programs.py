@@ -37,6 +37,8 @@ class Realised:
         self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
         self.lent: list[tuple[Tensor, Tensor]] = []
+        self.called: set[nn.Module] = set()
+        self.training = True
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
         self.outermost = -2
@@ -56,7 +58,8 @@ class Realised:
         """Runs both programs once, refuses a pair that does not fit together, and gives its parameters."""
         arrays = self.arrays(batch)
         model, guide = self.programs()
-        with torch.no_grad(), self.running(derive(self.settings.seed, "init")):
+        self._training(True)
+        with torch.no_grad(), self.running(derive(self.settings.seed, "init")), _called() as called:
             guide_trace = poutine.trace(guide).get_trace(arrays)
             in_guide = self._used() | {_neutral(name) for name in guide_trace.param_nodes}
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(arrays)
@@ -69,6 +72,7 @@ class Realised:
             if name in in_guide | in_model
             for weight, parameter in network.named_parameters()
         }
+        self.called = called
         self.lent = [(theirs, theirs.detach().clone().requires_grad_()) for theirs in self.store["params"].values()]
         found |= {_neutral(name): own for name, (_, own) in zip(self.store["params"], self.lent, strict=True)}
         if not found:
@@ -95,11 +99,14 @@ class Realised:
 
     @contextmanager
     def _lending(self) -> Iterator[None]:
-        """What native programs hold (`pyro.module`) has this program's values while they run, and its own after.
+        """What native programs hold (`pyro.module`) has this program's values and mode while they run, and its own after.
 
         Else two programs of one pair would train the same tensors, and the second would start where the first stopped.
         """
         before = [(theirs.data, theirs.grad) for theirs, _ in self.lent]
+        modes = {module: module.training for module in self.called}
+        for module, mode in modes.items():
+            module.training = mode and self.training
         for theirs, own in self.lent:
             theirs.data, theirs.grad = own.data, None
         try:
@@ -108,6 +115,8 @@ class Realised:
             for (theirs, own), (data, gradient) in zip(self.lent, before, strict=True):
                 own.grad = theirs.grad if theirs.grad is not None else own.grad
                 theirs.data, theirs.grad = data, gradient
+            for module, mode in modes.items():
+                module.training = mode
 
     def _realise(self, name: str, net: Network) -> nn.Module:
         if not (net.declared or isinstance(net.spec, nn.Module)):
@@ -120,13 +129,47 @@ class Realised:
         return (module if net.declared else copy.deepcopy(module)).to(self.settings.device, self.dtype)
 
     def _training(self, mode: bool) -> None:
-        """Whether networks drop out."""
+        """Whether networks drop out. A native program's module in eval mode stays there: it may be frozen."""
+        self.training = mode
         for network in self.networks.values():
             network.train(mode)
 
     def _used(self) -> set[str]:
         used, self.ppl.used = self.ppl.used, set()
         return used
+
+
+@contextmanager
+def _called() -> Iterator[set[nn.Module]]:
+    """The modules that are called meanwhile.
+
+    Raises:
+        BadInput: a call changes a buffer, which would be lost: weights are all that a run keeps.
+    """
+    called: set[nn.Module] = set()
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if module not in called:
+            called.add(module)
+            kept = module.state_dict()
+            own = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if name in kept]
+            buffers.extend((module, name, buffer, buffer.clone()) for name, buffer in own)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    changed: list[str] = []
+    try:
+        yield called
+    finally:
+        handle.remove()
+        for module, name, buffer, before in buffers:
+            if not torch.equal(getattr(module, name), before):
+                changed.append(f"{type(module).__name__}.{name}")
+                setattr(module, name, buffer.copy_(before))
+    if changed:
+        raise BadInput(
+            f"the program keeps mutable state at {changed[0]!r} (batch normalisation?): use a network without it"
+        )
 
 
 def _neutral(name: str) -> str:

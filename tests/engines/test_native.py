@@ -177,6 +177,77 @@ def test_parameters_of_both_sides_and_their_constraints(both, engine, pair):
     np.testing.assert_allclose(weights, terms.log_weight(), rtol=1e-4)
 
 
+def test_pyro_modules_drop_out_in_training_only(both):
+    """The user's module is in its own mode again after every call, and one that is in eval mode stays there."""
+    seen = []
+
+    class Noting(nn.Dropout):
+        def forward(self, input):
+            seen.append(self.training)
+            return super().forward(input)
+
+    net = nn.Sequential(Noting(0.5), nn.Linear(D, 1))
+
+    def guide(batch, data_size):
+        encoder = pyro.module("encoder", net)
+        with pyro.plate("data", data_size, subsample=batch["index"]):
+            pyro.sample("z", pdist.Normal(encoder(batch["x"]), 0.5).to_event(1))
+
+    pair = Pair(pyro_model, guide, engine="pyro")
+    batch = both.rows(generated(20))
+    program = both.program("pyro", pair, data_size=20, dtype="float32")
+    state = program.init(batch)
+    for training, ask in (
+        (True, lambda: program.step(state, [batch], both.control(rate=0.0))),
+        (False, lambda: program.terms(state, batch, seed=0)),
+        (False, lambda: program.log_weights(state, batch, seed=0, particles=2, rows=40)),
+        (False, lambda: program.posterior(state, batch)),
+    ):
+        seen.clear()
+        ask()
+        assert set(seen) == {training}
+        assert net.training
+        assert net[0].training
+    net.eval()
+    seen.clear()
+    program.step(state, [batch], both.control(rate=0.0))
+    assert seen == [False]
+
+
+class Shifted(nn.Module):
+    """A layer with a buffer that never changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(D, 1)
+        self.register_buffer("shift", torch.ones(D))
+
+    def forward(self, x):
+        return self.layer(x - self.shift)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_torch_modules_that_keep_state_are_refused(both, native):
+    """What training changes besides parameters would be lost; what never changes is harmless."""
+
+    def program(net):
+        def guide(batch, data_size):
+            encoder = pyro.module("encoder", net)
+            with pyro.plate("data", data_size, subsample=batch["index"]):
+                pyro.sample("z", pdist.Normal(encoder(batch["x"]), 0.5).to_event(1))
+
+        listed = {"decoder": MLP(inputs=1, outputs=D, hidden=()), "encoder": net}
+        pair = Pair(pyro_model, guide, engine="pyro") if native else Pair(story, story_guide, networks=listed)
+        return both.program("pyro", pair, data_size=20, dtype="float32")
+
+    batch = both.rows(generated(20))
+    normalised = nn.Sequential(nn.Linear(D, 1), nn.BatchNorm1d(1))
+    with pytest.raises(BadInput, match=r"mutable state at 'BatchNorm1d\.running_mean' \(batch normalisation\?\)"):
+        program(normalised).init(batch)
+    assert normalised[1].running_mean == 0
+    assert "encoder.layer.weight" in (fixed := program(Shifted())).weights(fixed.init(batch))
+
+
 PYRO_FILE = """
 import numpy as np, pyro, pyro.distributions as dist, torch
 from guidebook.inference import Pair
