@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax import Array
 
 from ...guides.pair import Pair
 from ...models.spec import Network
+from .. import protocol
 from ..protocol import Batch, Control, Info, OptimiserSpec, Settings
 from ..seeds import derive
 from ..weights import check
@@ -28,6 +30,24 @@ class State(NamedTuple):
     optimisers: dict[str, Any]
 
 
+def _on_its_device(program: type) -> type:
+    """Every method of the Protocol runs on the program's device: else JAX takes a GPU wherever it finds one."""
+
+    def placed(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with jax.default_device(self.device):
+                return method(self, *args, **kwargs)
+
+        return run
+
+    for name, declared in vars(protocol.Program).items():
+        if callable(declared) and not name.startswith("_"):
+            setattr(program, name, placed(getattr(program, name)))
+    return program
+
+
+@_on_its_device
 class Program(Judging):
     """`engines.protocol.Program` on NumPyro: pure functions of the parameters, compiled once a shape."""
 

@@ -33,7 +33,9 @@ class Realised:
         _refuse_settings(settings)
         self.pair, self.settings = pair, settings
         self.dtype = jnp.dtype(settings.dtype)
-        self.networks = {name: _Realisation.of(name, net, settings) for name, net in nets.items()}
+        self.device = _device(settings.device)
+        with jax.default_device(self.device):
+            self.networks = {name: _Realisation.of(name, net, settings) for name, net in nets.items()}
         self.native: _Native | None = None
         self.side: dict[str, str] = {}
         self.broadcasts = False
@@ -168,6 +170,18 @@ def _refuse_mutable(site: str, message: Mapping[str, Any]) -> None:
 def _refuse_settings(settings: Settings) -> None:
     if settings.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise BadInput("float64 on NumPyro needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")
-    platforms = {device.platform for device in jax.devices()}
-    if settings.device.startswith("cuda") and not platforms & {"gpu", "cuda"}:
-        raise BadInput(f"the device {settings.device!r} was asked for and JAX finds no GPU here: use --device cpu")
+
+
+def _device(name: str) -> Any:
+    kind, _, number = name.partition(":")
+    what, platform, cure = {
+        "cpu": ("CPU", "cpu", "add cpu to JAX_PLATFORMS"),
+        "cuda": ("GPU", "gpu", "use --device cpu"),
+    }[kind]
+    try:
+        here = jax.devices(platform)
+    except RuntimeError:
+        here = []
+    if int(number or 0) >= len(here):
+        raise BadInput(f"the device {name!r} was asked for and JAX finds {len(here) or 'no'} {what} here: {cure}")
+    return here[int(number or 0)]
