@@ -1,4 +1,4 @@
-"""Encoders: recurrent networks that read a whole sentence, from bos to eos, into one vector h_T."""
+"""Encoders: recurrent networks that read a whole sentence, from bos to eos, into one vector."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from ..models.spec import Spec, Weight
 
 
 class RecurrentEncoder(Spec):
-    """One layer, one direction; the state after eos is the code. Size from the surroundings: `vocabulary` V."""
+    """One layer, one direction. Size from the surroundings: `vocabulary` V.
+
+    The code is the state after eos, or the mean or maximum of the states after every token, pads left out.
+    """
 
     kind: str
     embedding: PositiveInt = Field(default=256, description="E, width of the word embeddings")
     hidden: PositiveInt = Field(default=256, description="H, width of the recurrent state")
+    pooling: Literal["last", "mean", "max"] = Field(default="last", description="which states make the code")
     initial_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in ± this (Li et al.: 0.01)")
     embedding_scale: PositiveFloat = Field(default=0.1, description="embeddings start uniform in ± this")
 

@@ -160,12 +160,18 @@ class RecurrentDecoder(Recurrent):
 
 
 class RecurrentEncoder(Recurrent):
-    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after token `lengths`."""
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) pools the states after that many tokens to (B, H)."""
 
     def __call__(self, tokens: Array, lengths: Array, *, key: Array | None = None) -> Array:
-        rows = len(tokens)
+        rows, steps = tokens.shape
         states = self._run(self._projected(tokens), *self._zeros((1, rows)))[:, 0]
-        return states[jnp.maximum(lengths - 1, 0), jnp.arange(rows)]
+        lengths = jnp.maximum(lengths, 1)
+        if self.spec.pooling == "last":
+            return states[lengths - 1, jnp.arange(rows)]
+        real = (jnp.arange(steps)[:, None] < lengths)[..., None]
+        if self.spec.pooling == "max":
+            return states.max(0, where=real, initial=-jnp.inf)
+        return states.sum(0, where=real) / lengths[:, None]
 
 
 class DiagonalNormal(Realised):

@@ -5,6 +5,7 @@ Parameters carry the names and the layout of `spec.layout`; `weights` (NumPy, by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -185,12 +186,18 @@ class RecurrentDecoder(Recurrent):
 
 
 class RecurrentEncoder(Recurrent):
-    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) is the state (B, H) after that many tokens."""
+    """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) pools the states after that many tokens to (B, H)."""
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        rows = len(tokens)
+        rows, steps = tokens.shape
         states = self._run(tokens, None, (1, rows)).squeeze(1)
-        return states[(lengths - 1).clamp(min=0), torch.arange(rows, device=tokens.device)]
+        lengths = lengths.clamp(min=1)
+        if self.spec.pooling == "last":
+            return states[lengths - 1, torch.arange(rows, device=tokens.device)]
+        pads = (torch.arange(steps, device=tokens.device).unsqueeze(-1) >= lengths).unsqueeze(-1)
+        if self.spec.pooling == "max":
+            return states.masked_fill(pads, -math.inf).amax(0)
+        return states.masked_fill(pads, 0.0).sum(0) / lengths.unsqueeze(-1)
 
 
 class DiagonalNormal(Realised):
