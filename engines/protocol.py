@@ -33,13 +33,14 @@ class OptimiserSpec:
 
 @dataclass(frozen=True)
 class Objective:
-    """A function of the terms: `(terms, weight) → (B,)` to be minimised, in nats per datum.
+    """A function of the terms: `(terms, weight) → (B,)` or `Sides`, to be minimised, in nats per datum.
 
-    particles: S, draws from the guide per step.
+    particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there.
     """
 
     function: Callable[[Terms, Any], Any]
     particles: int = 1
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,22 @@ Letters: S particles, B rows of the batch, D event dimensions of a latent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Array = Any
+NOTHING: Mapping[str, Any] = {}
+
+
+class Sides(NamedTuple):
+    """A loss whose two sides minimise different things, per datum (B,).
+
+    value: what is reported. model: what the model's parameters minimise. guide: what the guide's do.
+    """
+
+    value: Array
+    model: Array
+    guide: Array
 
 
 class Terms(NamedTuple):
@@ -20,13 +33,24 @@ class Terms(NamedTuple):
         kl: latent site with a registered analytic KL → KL(q‖p), (B, D) or (S, B, D): elementwise where the family
             factorises, else D = 1.
         weight: (B,), 0 marks a filler row.
+
+    What only some objectives need, and name in `Objective.needs`:
+        path: latent site → log q(z) with the parameters of q held fixed: its gradient is the path's, through z alone.
+        score: latent site → log q(z) with z held fixed: its gradient is the score function.
+        latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
+        normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
     """
 
-    log_likelihood: dict[str, Array]
-    log_prior: dict[str, Array]
-    log_posterior: dict[str, Array]
-    kl: dict[str, Array]
+    log_likelihood: Mapping[str, Array]
+    log_prior: Mapping[str, Array]
+    log_posterior: Mapping[str, Array]
+    kl: Mapping[str, Array]
     weight: Array
+    path: Mapping[str, Array] = NOTHING
+    score: Mapping[str, Array] = NOTHING
+    latent: Mapping[str, Array] = NOTHING
+    prior_draw: Mapping[str, Array] = NOTHING
+    normal: Mapping[str, Array] = NOTHING
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -50,10 +74,11 @@ class Terms(NamedTuple):
         """The unweighted ELBO, (S, B)."""
         return self.reconstruction() - self.total_kl()
 
-    def log_weight(self) -> Array:
-        """log p(x, z) − log q(z | x), (S, B)."""
-        ratio = sum((self.log_prior[site] - self.log_posterior[site] for site in self.log_posterior), 0.0)
-        return self.reconstruction() + ratio
+    def log_weight(self, weight: Any = 1.0, posterior: Mapping[str, Array] | None = None) -> Array:
+        """log p(x | z) + weight · (log p(z) − log q(z | x)), (S, B). posterior: `path` or `score` in place of log q."""
+        log_q = self.log_posterior if posterior is None else posterior
+        ratio = sum((self.log_prior[site] - log_q[site] for site in self.log_posterior), 0.0)
+        return self.reconstruction() + weight * ratio
 
     def sums(self, loss: Array) -> dict[str, Array]:
         """What a person wants to see of one batch: sums over its real rows, means over particles."""

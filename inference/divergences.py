@@ -63,7 +63,7 @@ class KL(Spec):
 
     def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
         """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`."""
-        return load(engine).Loss(self.loss, plate=plate, weight=weight, particles=self.particles)
+        return load(engine).Loss(self.objective(), plate=plate, weight=weight)
 
 
 Divergence = KL

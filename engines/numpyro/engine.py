@@ -16,6 +16,7 @@ from ...models.spec import Network
 from .. import protocol
 from ..protocol import Batch, Control, Info, OptimiserSpec, Settings
 from ..seeds import derive
+from ..terms import Sides
 from ..weights import check
 from . import optimise
 from .judging import Judging
@@ -90,12 +91,25 @@ class Program(Judging):
         self.compilations += 1
         draw = jax.random.fold_in(jax.random.fold_in(seeded(derive(self.settings.seed, "step")), step), place)
 
-        def loss(parameters: Parameters) -> tuple[Array, dict[str, Array]]:
-            terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
-            loss = self.settings.objective.function(terms, weight) * terms.weight
-            return loss.sum() / terms.weight.size, terms.sums(loss)
+        sided = False
 
-        return jax.grad(loss, has_aux=True)(parameters)
+        def gradient(side: int) -> tuple[Parameters, dict[str, Array]]:
+            def loss(parameters: Parameters) -> tuple[Array, dict[str, Array]]:
+                nonlocal sided
+                terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
+                found = self.settings.objective.function(terms, weight)
+                sided = isinstance(found, Sides)
+                every = found if isinstance(found, Sides) else Sides(found, found, found)
+                mean = (every[side] * terms.weight).sum() / terms.weight.size
+                return mean, terms.sums(every.value * terms.weight)
+
+            return jax.grad(loss, has_aux=True)(parameters)
+
+        found, info = gradient(1)
+        if sided:  # the forward pass is the same again: XLA keeps one
+            by_guide, _ = gradient(2)
+            found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
+        return found, info
 
     def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Info]:
         gradients, norm, norms = optimise.clip(gradients, self.settings.clip)

@@ -20,6 +20,7 @@ from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
 from ..terms import Terms
 from . import objective
+from .analytic import peel
 from .noise import CommonNoise
 from .ppl import seeded
 from .programs import Function, Parameters, Realised
@@ -48,8 +49,11 @@ class Judging(Realised):
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
             for table in (found.log_likelihood, found.log_prior, found.log_posterior)
         )
-        kl = {site: to_numpy(kl) for site, kl in found.kl.items()}
-        return Terms(likelihood, prior, posterior, kl, to_numpy(found.weight))
+        others = {
+            field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
+            for field in ("kl", *self.settings.objective.needs)
+        }
+        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         arrays = self.arrays(batch)
@@ -105,15 +109,18 @@ class Judging(Realised):
         if particles > 1 and self.broadcasts:
             programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
+        needs = self.settings.objective.needs
 
         def found(key: Array, noise: dict[str, Array] | None) -> Terms:
             model, guide = programs
             both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
-            return objective.terms(*both, plate=plate, data_size=size, weight=weight)
+            return objective.terms(
+                *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
+            )
 
         if particles == 1 or self.broadcasts:
             return found(key, noise)
-        return jax.vmap(found)(jax.random.split(key, particles), noise)._replace(weight=weight)
+        return objective._stacked(jax.vmap(found)(jax.random.split(key, particles), noise))
 
     def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
         """ε of every normal latent, (S, …)."""
@@ -196,7 +203,7 @@ class Judging(Realised):
         for name, site in once.items():
             local = any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
             if local and len(site["fn"].batch_shape) == 1:
-                base, _, _ = objective.peel(site["fn"])
+                base, _, _ = peel(site["fn"])
                 self._families[name] = "normal" if isinstance(base, Normal) else type(base).__name__
                 found[name] = moments(site), moments(again[name])
         return found

@@ -10,7 +10,7 @@ from jax import Array
 from numpyro.distributions import Normal
 from numpyro.primitives import Messenger
 
-from .objective import peel
+from .analytic import peel
 
 
 class CommonNoise(Messenger):

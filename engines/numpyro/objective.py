@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import ExpandedDistribution, Independent, kl_divergence
-from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.elbo import ELBO
 
 from ...models.errors import BadInput
-from ..terms import Terms
+from ..protocol import Objective
+from ..terms import Sides, Terms
+from .analytic import analytic_kl
+from .arrays import stop_gradient
+from .needed import needed
 
 PARTICLES = "particles"
 
@@ -49,8 +51,17 @@ def sites(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
 
-def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, weight: Array | None = None) -> Terms:
-    """`Terms` of two traces; `weight` (B,) defaults to ones.
+def terms(
+    guide_trace: Any,
+    model_trace: Any,
+    *,
+    plate: str,
+    data_size: int,
+    weight: Array | None = None,
+    needs: Set[str] = frozenset(),
+    key: Array | None = None,
+) -> Terms:
+    """`Terms` of two traces; `weight` (B,) defaults to ones. needs: fields beyond those always there; key: for them.
 
     Raises:
         BadInput: a latent of one side that the other lacks, or a scale on one side only.
@@ -58,21 +69,28 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
     guide, model = sites(guide_trace), sites(model_trace)
     _refuse_mismatch(guide, model)
     rows = _rows(model, plate)
-    result = Terms({}, {}, {}, {}, weight if weight is not None else jnp.ones(rows))
-    for site, p in model.items():
+    tables: dict[str, dict[str, Array]] = {name: {} for name in Terms._fields if name != "weight"}
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(model))
+    for (site, p), draw in zip(model.items(), keys, strict=True):
         datum = _PerDatum(p, plate, rows, data_size)
         _refuse_shapes(site, p, guide.get(site), plate)
         _refuse_scale(site, p, guide.get(site), data_size, rows)
         if p["is_observed"]:
-            result.log_likelihood[site] = datum(p["fn"].log_prob(p["value"]))
+            tables["log_likelihood"][site] = datum(p["fn"].log_prob(p["value"]))
             continue
         q = guide[site]
-        result.log_prior[site] = datum(p["fn"].log_prob(p["value"]))
-        result.log_posterior[site] = _PerDatum(q, plate, rows, data_size)(q["fn"].log_prob(q["value"]))
+        by_guide = _PerDatum(q, plate, rows, data_size)
+        tables["log_prior"][site] = datum(p["fn"].log_prob(p["value"]))
+        tables["log_posterior"][site] = by_guide(q["fn"].log_prob(q["value"]))
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
-            result.kl[site] = datum(kl, event=True)
-    return result
+            tables["kl"][site] = datum(kl, event=True)
+        for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
+            if field in ("path", "score"):
+                tables[field][site] = by_guide(value)
+            elif not by_guide.share:
+                tables[field][site] = value
+    return Terms(**tables, weight=weight if weight is not None else jnp.ones(rows))
 
 
 def log_prob(trace: Any, plate: str, data_size: int) -> Array:
@@ -83,80 +101,72 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Array:
     return sum(parts, jnp.zeros(()))
 
 
-def analytic_kl(q: Any, p: Any) -> Array | None:
-    """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""
-    batch, event = jnp.broadcast_shapes(q.batch_shape, p.batch_shape), q.event_shape
-    (q_base, q_depth, q_mask), (p_base, p_depth, p_mask) = peel(q), peel(p)
-    factorises = q_depth == p_depth == len(event) > 0
-    if not factorises:
-        (q_base, q_mask), (p_base, p_mask) = _unmasked(q), _unmasked(p)
-    try:
-        kl = kl_divergence(q_base, p_base)
-    except NotImplementedError:
-        return None
-    kl = (
-        jnp.broadcast_to(kl, batch + event).reshape(*batch, -1)
-        if factorises
-        else jnp.broadcast_to(kl, batch)[..., None]
-    )
-    mask = q_mask & p_mask
-    return kl if mask is True else jnp.where(jnp.asarray(mask)[..., None], kl, 0.0)
-
-
-def peel(fn: Any) -> tuple[Any, int, Any]:
-    """The distribution of one coordinate, how many event dimensions are independent copies of it, and its mask."""
-    depth, mask = 0, True
-    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
-        depth += fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
-        mask = mask & fn._mask if isinstance(fn, MaskedDistribution) else mask
-        fn = fn.base_dist
-    return fn, depth, mask
-
-
-def _unmasked(fn: Any) -> tuple[Any, Any]:
-    """`fn` as it was before `mask` and `plate`, and its mask: KLs are registered for two masked sides only."""
-    mask = True
-    while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
-        mask = mask & fn._mask if isinstance(fn, MaskedDistribution) else mask
-        fn = fn.base_dist
-    return fn, mask
-
-
 class Loss(ELBO):
     """An objective as the `loss=` of stock `numpyro.infer.SVI`: −Σ over the data, corpus-scaled as NumPyro's own.
 
     Args:
-        function: `(terms, weight) → (B,)`, e.g. a divergence of `guidebook.inference`.
+        objective: what is minimised, and what it needs; `divergence.on("numpyro")` makes one.
         plate: name of the data plate.
         weight: the KL weight. It is compiled in: build another loss to change it.
-        particles: S.
     """
 
-    def __init__(
-        self, function: Callable[[Terms, Any], Array], *, plate: str = "data", weight: float = 1.0, particles: int = 1
-    ) -> None:
-        super().__init__(num_particles=particles)
-        self.function, self.plate, self.weight = function, plate, weight
+    def __init__(self, objective: Objective, *, plate: str = "data", weight: float = 1.0) -> None:
+        super().__init__(num_particles=objective.particles)
+        self.objective, self.plate, self.weight = objective, plate, weight
 
     def loss(self, rng_key: Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
-        def substituted(program: Any) -> Any:
-            return lambda: handlers.substitute(program, data=param_map)(*args, **kwargs)
+        in_model: set[str] = set()
 
-        def found(key: Array) -> tuple[Terms, Array]:
-            guide_trace, model_trace = traces(substituted(model), substituted(guide), key)
-            rows = _rows(sites(model_trace), self.plate)
-            inside = (site for site in sites(model_trace).values() if _frames({"": site}, self.plate))
-            scale = next(inside)["scale"] or 1.0
-            every = terms(guide_trace, model_trace, plate=self.plate, data_size=round(float(scale) * rows))
-            return every, jnp.asarray(scale)
+        def sides(param_map: Any) -> Sides:
+            def substituted(program: Any) -> Any:
+                return lambda: handlers.substitute(program, data=param_map)(*args, **kwargs)
 
-        if self.num_particles == 1:
-            every, scale = found(rng_key)
-        else:
-            keys = jax.random.split(rng_key, self.num_particles)
-            every, scale = jax.vmap(found, out_axes=(0, None))(keys)
-            every = every._replace(weight=every.weight[0])
-        return self.function(every, self.weight).sum() * scale
+            def found(key: Array) -> tuple[Terms, Array]:
+                guide_trace, model_trace = traces(substituted(model), substituted(guide), key)
+                in_guide = {name for name, site in guide_trace.items() if site["type"] == "param"}
+                in_model.update(name for name, site in model_trace.items() if site["type"] == "param")
+                in_model.difference_update(in_guide)
+                rows = _rows(sites_of := sites(model_trace), self.plate)
+                scale = next(site for site in sites_of.values() if _frames({"": site}, self.plate))["scale"] or 1.0
+                made = terms(
+                    guide_trace,
+                    model_trace,
+                    plate=self.plate,
+                    data_size=round(float(scale) * rows),
+                    needs=self.objective.needs,
+                    key=jax.random.fold_in(key, 1),
+                )
+                return made, jnp.asarray(scale)
+
+            if self.num_particles == 1:
+                every, scale = found(rng_key)
+            else:
+                keys = jax.random.split(rng_key, self.num_particles)
+                every, scale = jax.vmap(found, out_axes=(0, None))(keys)
+                every = _stacked(every)
+            loss = self.objective.function(every, self.weight)
+            if isinstance(loss, Sides):
+                return Sides(*(part.sum() * scale for part in loss))
+            total = loss.sum() * scale
+            return Sides(total, total, total)
+
+        first = sides(param_map)
+        if first.model is first.guide:
+            return first.value
+        fixed = {
+            side: {
+                name: stop_gradient(value) if (name in in_model) != own else value for name, value in param_map.items()
+            }
+            for side, own in (("model", True), ("guide", False))
+        }
+        surrogate = sides(fixed["model"]).model + sides(fixed["guide"]).guide
+        return stop_gradient(first.value - surrogate) + surrogate
+
+
+def _stacked(terms: Terms) -> Terms:
+    """`Terms` whose arrays a vmap over S draws has stacked, with their axes where they belong."""
+    normal = {site: jnp.moveaxis(value, 0, 1) for site, value in terms.normal.items()}
+    return terms._replace(weight=terms.weight[0], normal=normal)
 
 
 class _PerDatum:

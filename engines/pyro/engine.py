@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from ..protocol import Batch, Control, Info, OptimiserSpec
 from ..seeds import derive
+from ..terms import Sides, Terms
 from ..weights import check
-from . import optimise
+from . import objective, optimise
 from .judging import Judging
 
 
@@ -47,13 +48,24 @@ class Program(Judging):
         with self.running(derive(self.settings.seed, "step", control.step)):
             for batch in batches:
                 terms = self.terms_of(self.arrays(batch), self.settings.objective.particles)
-                loss = self.settings.objective.function(terms, control.weight) * terms.weight
-                (loss.sum() / (len(loss) * len(batches))).backward()
+                loss = self._backward(state, terms, control.weight, len(batches))
                 with torch.no_grad():
                     for key, value in terms.sums(loss).items():
                         info[key] = info[key] + value if key in info else value
         info |= self._update(state, control)
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
+
+    def _backward(self, state: State, terms: Terms, weight: float, batches: int) -> Tensor:
+        """Adds each side's gradient; what is reported of the loss, (B,) with fillers 0."""
+        found = self.settings.objective.function(terms, weight)
+        if isinstance(found, Sides):
+            parts = [part * terms.weight for part in found]
+            own = (list(self._of(side, state.parameters).values()) for side in ("model", "guide"))
+            objective._backward(Sides(*(part.sum() / (len(part) * batches) for part in parts)), *own)
+            return parts[0]
+        loss = found * terms.weight
+        (loss.sum() / (len(loss) * batches)).backward()
+        return loss
 
     def _update(self, state: State, control: Control) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in state.parameters.items()}

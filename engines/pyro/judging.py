@@ -17,6 +17,7 @@ from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..terms import Terms
 from . import objective
+from .analytic import peel
 from .noise import CommonNoise
 from .ppl import _base_name
 from .programs import Function, Realised
@@ -33,8 +34,11 @@ class Judging(Realised):
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
             for table in (found.log_likelihood, found.log_prior, found.log_posterior)
         )
-        kl = {site: to_numpy(kl) for site, kl in found.kl.items()}
-        return Terms(likelihood, prior, posterior, kl, to_numpy(found.weight))
+        others = {
+            field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
+            for field in ("kl", *self.settings.objective.needs)
+        }
+        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         model, guide = self.programs()
@@ -109,7 +113,10 @@ class Judging(Realised):
         if particles > 1:
             model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
         both = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
-        return objective.terms(*both, plate=self.pair.plate, data_size=self.settings.data_size, weight=arrays["weight"])
+        settings, plate = self.settings, self.pair.plate
+        return objective.terms(
+            *both, plate=plate, data_size=settings.data_size, weight=arrays["weight"], needs=settings.objective.needs
+        )
 
     @property
     def _decoder(self) -> Any:
@@ -157,7 +164,7 @@ def _values(trace: Any) -> dict[str, np.ndarray]:
 
 
 def _describe(fn: Any) -> Posterior:
-    base, _ = objective.peel(fn)
+    base, _ = peel(fn)
     family = "normal" if isinstance(base, Normal) else type(base).__name__
     rows = fn.batch_shape.numel()
     return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))

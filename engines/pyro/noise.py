@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import Normal
 
 from ..draws import standard_normal
-from .objective import peel
+from .analytic import peel
 
 
 class CommonNoise(Messenger):

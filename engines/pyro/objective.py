@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import pyro
@@ -10,10 +10,12 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
 from ...models.errors import BadInput
-from ..terms import Terms
+from ..protocol import Objective
+from ..terms import Sides, Terms
+from .analytic import analytic_kl
+from .needed import needed
 from .ppl import _base_name
 
 PARTICLES = "particles"
@@ -46,8 +48,16 @@ def sites(trace: Any) -> dict[str, Any]:
     }
 
 
-def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, weight: Tensor | None = None) -> Terms:
-    """`Terms` of two traces; `weight` (B,) defaults to ones.
+def terms(
+    guide_trace: Any,
+    model_trace: Any,
+    *,
+    plate: str,
+    data_size: int,
+    weight: Tensor | None = None,
+    needs: Set[str] = frozenset(),
+) -> Terms:
+    """`Terms` of two traces; `weight` (B,) defaults to ones. needs: fields beyond those always there.
 
     Raises:
         BadInput: a latent of one side that the other lacks, or a scale on one side only.
@@ -55,22 +65,29 @@ def terms(guide_trace: Any, model_trace: Any, *, plate: str, data_size: int, wei
     guide, model = sites(guide_trace), sites(model_trace)
     _refuse_mismatch(guide, model)
     rows = _rows(model, plate)
-    result = Terms({}, {}, {}, {}, weight if weight is not None else torch.ones(rows))
+    tables: dict[str, dict[str, Tensor]] = {name: {} for name in Terms._fields if name != "weight"}
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
         site = _base_name(name, p)
         _refuse_shapes(site, p, guide.get(name), plate)
         _refuse_scale(site, p, guide.get(name), data_size, rows)
         if p["is_observed"]:
-            _add(result.log_likelihood, site, datum(p["fn"].log_prob(p["value"])))
+            _add(tables["log_likelihood"], site, datum(p["fn"].log_prob(p["value"])))
             continue
         q = guide[name]
-        _add(result.log_prior, site, datum(p["fn"].log_prob(p["value"])))
-        _add(result.log_posterior, site, _PerDatum(q, plate, rows, data_size)(q["fn"].log_prob(q["value"])))
+        by_guide = _PerDatum(q, plate, rows, data_size)
+        _add(tables["log_prior"], site, datum(p["fn"].log_prob(p["value"])))
+        _add(tables["log_posterior"], site, by_guide(q["fn"].log_prob(q["value"])))
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
-            _add(result.kl, site, datum(_masked(kl, q["mask"], event=True), event=True))
-    return result
+            _add(tables["kl"], site, datum(_masked(kl, q["mask"], event=True), event=True))
+        for field, value in needed(p, q, needs, {PARTICLES, plate}).items():
+            if field in ("path", "score"):
+                _add(tables[field], site, by_guide(value))
+            elif not by_guide.share:
+                before = tables[field].get(site)
+                tables[field][site] = value if before is None else torch.cat((before, value), -1)
+    return Terms(**tables, weight=weight if weight is not None else torch.ones(rows))
 
 
 def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
@@ -83,65 +100,69 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
     )
 
 
-def analytic_kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""
-    (q_base, q_depth), (p_base, p_depth) = peel(q), peel(p)
-    factorises = q_depth == p_depth == len(q.event_shape) > 0
-    try:
-        kl = kl_divergence(q_base, p_base) if factorises else kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    return kl.flatten(-q_depth) if factorises else kl.unsqueeze(-1)
-
-
-def peel(fn: Any) -> tuple[Any, int]:
-    """The distribution of one coordinate, and how many event dimensions are independent copies of it."""
-    depth = 0
-    while isinstance(fn, Independent):
-        depth += fn.reinterpreted_batch_ndims
-        fn = fn.base_dist
-    return fn, depth
-
-
 class Loss(ELBO):
     """An objective as the `loss=` of stock `pyro.infer.SVI`: −Σ over the data, corpus-scaled as Pyro's own.
 
     Args:
-        function: `(terms, weight) → (B,)`, e.g. a divergence of `guidebook.inference`.
+        objective: what is minimised, and what it needs; `divergence.on("pyro")` makes one.
         plate: name of the data plate.
         weight: the KL weight; set the attribute between steps to anneal it.
-        particles: S.
     """
 
-    def __init__(
-        self, function: Callable[[Terms, Any], Tensor], *, plate: str = "data", weight: float = 1.0, particles: int = 1
-    ) -> None:
-        super().__init__(num_particles=particles)
-        self.function, self.plate, self.weight = function, plate, weight
+    def __init__(self, objective: Objective, *, plate: str = "data", weight: float = 1.0) -> None:
+        super().__init__(num_particles=objective.particles)
+        self.objective, self.plate, self.weight = objective, plate, weight
+
+    def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Sides, dict[str, list[Tensor]]]:
+        """Corpus-scaled sums, and the parameters of each side that its loss must reach."""
+
+        def found() -> tuple[Terms, float]:
+            model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+            by_name.update(_parameters(model_trace, "model") | _parameters(guide_trace, "guide"))
+            rows = _rows(sites(model_trace), self.plate)
+            size = _frames(sites(model_trace), self.plate)[0].full_size or rows
+            made = terms(guide_trace, model_trace, plate=self.plate, data_size=size, needs=self.objective.needs)
+            return made, size / rows
+
+        by_name: dict[Tensor, str] = {}
+        every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
+        loss = self.objective.function(every[0] if len(every) == 1 else _stacked(every), self.weight)
+        groups = {side: [tensor for tensor, own in by_name.items() if own == side] for side in ("model", "guide")}
+        if isinstance(loss, Sides):
+            return Sides(*(part.sum() * scales[0] for part in loss)), groups
+        total = loss.sum() * scales[0]
+        return Sides(total, total, total), groups
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        def found() -> tuple[Terms, float]:
-            model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
-            rows = _rows(sites(model_trace), self.plate)
-            size = _frames(sites(model_trace), self.plate)[0].full_size or rows
-            return terms(guide_trace, model_trace, plate=self.plate, data_size=size), size / rows
-
-        every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
-        return self.function(every[0] if len(every) == 1 else _stacked(every), self.weight).sum() * scales[0]
+        sides, _ = self._sides(model, guide, args, kwargs)
+        if sides.model is not sides.value:
+            raise BadInput("the two sides of this objective minimise different things: use loss_and_grads, as SVI does")
+        return sides.value
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return traces(model, guide, *args, **kwargs)[::-1]
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+            return self._sides(model, guide, args, kwargs)[0].value.item()
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return loss.item()
+        sides, parameters = self._sides(model, guide, args, kwargs)
+        _backward(sides, parameters["model"], parameters["guide"])
+        return sides.value.item()
+
+
+def _backward(loss: Sides, model: Sequence[Tensor], guide: Sequence[Tensor]) -> None:
+    """Adds to `.grad` of each side's parameters the gradient of that side's (scalar) loss."""
+    if loss.model is loss.guide:
+        loss.value.backward()
+        return
+    for side, parameters in ((loss.model, model), (loss.guide, guide)):
+        reached = [parameter for parameter in parameters if parameter.requires_grad]
+        if reached and side.requires_grad:
+            side.backward(inputs=reached, retain_graph=True)
 
 
 class _PerDatum:
@@ -176,14 +197,22 @@ def _masked(value: Tensor, mask: Tensor | bool | None, event: bool = False) -> T
     return torch.where(found.unsqueeze(-1) if event and found.dim() else found, value, value.new_zeros(()))
 
 
+def _parameters(trace: Any, side: str) -> dict[Tensor, str]:
+    found = (site["value"] for site in trace.nodes.values() if site["type"] == "param")
+    return {getattr(value, "unconstrained", lambda value=value: value)(): side for value in found}
+
+
 def _stacked(terms: Sequence[Terms]) -> Terms:
     """(S, B) terms from S single draws."""
 
     def stacked(table: str) -> dict[str, Tensor]:
-        return {site: torch.stack([getattr(one, table)[site] for one in terms]) for site in getattr(terms[0], table)}
+        dim = 1 if table == "normal" else 0
+        return {
+            site: torch.stack([getattr(one, table)[site] for one in terms], dim) for site in getattr(terms[0], table)
+        }
 
-    likelihood, prior, posterior, kl = map(stacked, ("log_likelihood", "log_prior", "log_posterior", "kl"))
-    return Terms(likelihood, prior, posterior, kl, terms[0].weight)
+    tables = {table: stacked(table) for table in Terms._fields if table != "weight"}
+    return Terms(**tables, weight=terms[0].weight)
 
 
 def _add(table: dict[str, Tensor], site: str, value: Tensor) -> None:

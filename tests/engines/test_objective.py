@@ -377,7 +377,7 @@ def test_the_weight_of_a_drop_in_loss_is_its_own(x):
     """Annealing a stock SVI: the slope is the KL of the whole data."""
     values = []
     for weight in (0.0, 0.5, 1.0):
-        loss = load("numpyro").Loss(KL().loss, weight=weight)
+        loss = load("numpyro").Loss(KL().objective(), weight=weight)
         values.append(float(loss.loss(jax.random.key(0), {}, numpyro_model, numpyro_guide, jnp.asarray(x[:4]))))
     loc, scale = 0.3 * x[:4, :Z], 0.4
     kl = 0.5 * (loc**2 + scale**2 - 2 * np.log(scale) - 1).sum() * N / 4
