@@ -2,7 +2,19 @@
 
 from ..guides import Pair
 from .diagnose import diagnose, to_arviz
-from .divergences import KL, FreeBits
+from .divergences import (
+    CUBO,
+    IWAE,
+    KL,
+    TVO,
+    FDivergence,
+    FreeBits,
+    GeometricJensenShannon,
+    InfoVAE,
+    Renyi,
+    ReweightedWakeSleep,
+    TargetRate,
+)
 from .evaluate import evaluate
 from .fit import fit
 from .recipe import Recipe, parse
@@ -12,19 +24,28 @@ from .strategies import Beam, Greedy, Sample
 from .text import interpolate, reconstruct, sample
 
 __all__ = [
+    "CUBO",
+    "IWAE",
     "KL",
+    "TVO",
     "Beam",
     "Constant",
     "Cosine",
     "Cyclical",
+    "FDivergence",
     "FreeBits",
+    "GeometricJensenShannon",
     "Greedy",
+    "InfoVAE",
     "Linear",
     "Logistic",
     "Pair",
     "Recipe",
+    "Renyi",
+    "ReweightedWakeSleep",
     "Run",
     "Sample",
+    "TargetRate",
     "diagnose",
     "evaluate",
     "fit",

@@ -92,14 +92,19 @@ def evaluate_program(
 
 
 def validate_program(
-    program: Program, state: State, batches: Any, seed: int, loss: Callable[[Terms], np.ndarray] | None = None
+    program: Program,
+    state: State,
+    batches: Any,
+    seed: int,
+    loss: Callable[[Terms], np.ndarray] | None = None,
+    particles: int = 1,
 ) -> dict[str, Any]:
-    """What one pass with one draw per datum tells, for the end of an epoch, in nats per datum.
+    """What one pass with `particles` draws per datum tells, for the end of an epoch, in nats per datum.
 
     `objective` (the mean of `loss`), `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `kl/SITE`, and
     `active_units`, `rows`.
     """
-    found = account(program, state, batches, seed=seed, loss=loss)
+    found = account(program, state, batches, seed=seed, particles=particles, loss=loss)
     by_site = {f"kl/{site}": float(kl.sum(-1).mean()) for site, kl in found.kl.items()}
     objective = {"objective": float(np.mean(found.loss))} if found.loss is not None else {}
     return {

@@ -195,9 +195,15 @@ class _Fitting:
 
     def _validate(self) -> None:
         fit, position = self.recipe.fit, self.position
-        final = self.recipe.divergence.weight.at(math.inf)
+        divergence = self.recipe.divergence
+        final = divergence.weight.at(math.inf)
         found = validate_program(
-            self.program, self.state, self.validation, fit.seed, lambda terms: self.recipe.divergence.loss(terms, final)
+            self.program,
+            self.state,
+            self.validation,
+            fit.seed,
+            lambda terms: divergence.reported(terms, final),
+            divergence.particles,
         )
         epoch = math.ceil(position.step / self.per_epoch)
         line = {"kind": "valid", "step": position.step, "epoch": epoch, "seconds": round(position.seconds, 3), **found}

@@ -25,7 +25,7 @@ from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
 from .datasets import Arrays, Data
-from .divergences import Divergence
+from .divergences import KL, Divergence
 from .mistakes import models_in, nearest, sentence
 from .schedules import Constant, NumberOrSchedule
 
@@ -94,7 +94,7 @@ class Recipe(Spec):
     engine: Literal["pyro", "numpyro"] = "pyro"
     model: SerializeAsAny[Spec]
     guide: SerializeAsAny[Spec]
-    divergence: Divergence = Divergence()
+    divergence: Divergence = KL()
     data: SerializeAsAny[BaseModel]
     fit: Fit = Fit()
 

@@ -1,0 +1,39 @@
+"""Divergences and bounds by `kind`: small pure functions of `Terms`, per datum, the same on both engines."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from .aggregate import InfoVAE
+from .base import Objectives
+from .f_divergence import FDivergence
+from .importance import CUBO, IWAE, TVO, Renyi
+from .kl import KL, FreeBits, GeometricJensenShannon, TargetRate
+from .wake_sleep import ReweightedWakeSleep
+
+
+def _kl_without_a_kind(value: Any) -> Any:
+    return {"kind": "kl", **value} if isinstance(value, dict) else value
+
+
+Divergence = Annotated[
+    KL | IWAE | Renyi | CUBO | TVO | FDivergence | ReweightedWakeSleep | InfoVAE | TargetRate | GeometricJensenShannon,
+    Field(discriminator="kind"),
+    BeforeValidator(_kl_without_a_kind),
+]
+
+__all__ = [
+    "CUBO",
+    "IWAE",
+    "KL",
+    "TVO",
+    "Divergence",
+    "FDivergence",
+    "FreeBits",
+    "GeometricJensenShannon",
+    "InfoVAE",
+    "Objectives",
+    "Renyi",
+    "ReweightedWakeSleep",
+    "TargetRate",
+]

@@ -1,0 +1,59 @@
+"""What every divergence and bound is: a small pure function of `Terms`, per datum; scales and masks stay outside."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+
+from ...engines import load
+from ...engines.protocol import Objective
+from ...engines.terms import Sides, Terms
+from ...models.spec import Spec
+from ..schedules import Constant, NumberOrSchedule
+
+
+class Objectives(Spec):
+    """weight: of log q − log p of the latents (β), a schedule or a number. particles: S, draws from the guide.
+
+    A subclass says in its docstring what it bounds and from which side, whether its estimate is biased, and its cost.
+    """
+
+    bounds: ClassVar[str] = "nothing"
+    """Which side of log p(x) the negated loss is on at weight 1: "below", "above", or "nothing"."""
+    minimum_particles: ClassVar[int] = 1
+
+    kind: str
+    weight: NumberOrSchedule = Constant()
+    particles: PositiveInt = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Terms` beyond those always there."""
+        return frozenset()
+
+    def loss(self, terms: Terms, weight: Any) -> Any | Sides:
+        """What training minimises, (B,) nats per datum; `Sides` where model and guide minimise different things."""
+        raise NotImplementedError
+
+    def reported(self, terms: Terms, weight: Any) -> Any:
+        """(B,): the loss that is shown and selected by."""
+        found = self.loss(terms, weight)
+        return found.value if isinstance(found, Sides) else found
+
+    def objective(self) -> Objective:
+        return Objective(self.loss, self.particles, self.needs)
+
+    def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
+        """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`."""
+        return load(engine).Loss(self.objective(), plate=plate, weight=weight)
+
+
+def particles_first(value: Any) -> Any:
+    """(S, B), also of a single draw's (B,)."""
+    return value[None] if value.ndim == 1 else value
+
+
+def averaged(value: Any) -> Any:
+    """(B,): the mean over particles."""
+    return value.mean(0) if value.ndim > 1 else value

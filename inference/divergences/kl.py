@@ -1,0 +1,145 @@
+"""The ELBO and its relatives: KL with a weight, free bits, a target rate, a minimum rate, a skewed Jensen–Shannon."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from ...engines.arrays import namespace
+from ...engines.terms import Sides, Terms
+from ...models.errors import BadInput
+from ...models.spec import Spec
+from .base import Objectives, averaged, particles_first
+
+
+class FreeBits(Spec):
+    """A floor under the KL, below which it costs nothing more and gets no gradient (Kingma et al. 2016; Li et al. 2019).
+
+    nats: the floor of a whole sentence. per "sentence": max(nats, Σ_j KL_j); per "dimension": Σ_j max(nats / D, KL_j);
+    both for every sentence by itself. per "batch": Σ_j max(nats / D, mean of KL_j over the batch), Kingma's own. What is
+    reported as KL is always the plain one.
+    """
+
+    nats: PositiveFloat
+    per: Literal["dimension", "sentence", "batch"] = "dimension"
+
+    def floored(self, kl: Any, rows: Any) -> Any:
+        """KL of one site, (…, B, D), to (…, B); `rows` (B,) is 0 where a row is filler."""
+        if self.per == "sentence":
+            return kl.sum(-1).clip(min=self.nats)
+        floor = self.nats / kl.shape[-1]
+        if self.per == "dimension":
+            return kl.clip(min=floor).sum(-1)
+        xp = namespace(kl)
+        mean = (kl * rows[:, None]).sum(-2) / rows.sum()
+        return xp.where(mean[..., None, :] > floor, kl, floor + 0.0 * kl).sum(-1)
+
+
+class KL(Objectives):
+    """−E_q log p(x | z) + weight · KL(q ‖ p): the negative ELBO, so a bound on log p(x) from below at weight 1.
+
+    Unbiased with any number of particles. With free bits the objective is no bound; the unweighted ELBO is logged
+    beside it all the same. estimator (Kingma & Welling 2014; Roeder et al. 2017; Williams 1992):
+
+    - "analytic": the KL's formula where one is registered, else log q − log p at the draw (estimator B, else A);
+    - "sampled": log q − log p at the draw, always (estimator A);
+    - "stl": sampled, and the guide's gradient through z alone; without variance where q is the posterior;
+    - "score": for draws without a pathwise gradient: (log w − baseline) ∇ log q. The baseline is the mean of the
+      other particles' log w, none for a single particle.
+    """
+
+    bounds: ClassVar[str] = "below"
+
+    kind: Literal["kl"] = "kl"
+    estimator: Literal["analytic", "sampled", "stl", "score"] = "analytic"
+    free_bits: FreeBits | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"stl": {"path"}, "score": {"score"}}.get(self.estimator, ()))
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        if self.estimator != "analytic":
+            return self._sampled(terms, weight)
+        total = -terms.reconstruction()
+        for site in terms.log_posterior:
+            total = total + weight * self._kl(terms, site)
+        return averaged(total)
+
+    def _kl(self, terms: Terms, site: str) -> Any:
+        if self.free_bits is None:
+            return terms.kl_of(site)
+        kl = terms.kl[site] if site in terms.kl else terms.kl_of(site)[..., None]
+        return self.free_bits.floored(kl, terms.weight)
+
+    def _sampled(self, terms: Terms, weight: Any) -> Any:
+        log_weight = particles_first(terms.log_weight(weight))
+        value = -log_weight.mean(0)
+        if self.estimator == "sampled":
+            return value
+        if self.estimator == "stl":
+            return Sides(value, value, -averaged(terms.log_weight(weight, terms.path)))
+        xp, count = namespace(log_weight), len(log_weight)
+        signal = xp.stop_gradient(log_weight)
+        others = (signal.sum(0) - signal) / (count - 1) if count > 1 else 0.0
+        score = particles_first(sum(terms.score.values(), 0.0))
+        # ∇ E_q[−log w] has a term −E_q[weight · ∇ log q] of its own, whose expectation is 0: left out
+        return Sides(value, value, -((signal - others) * score).mean(0))
+
+
+class TargetRate(Objectives):
+    """−E_q log p(x | z) + strength · |KL(q ‖ p) − nats|: a KL held at C nats (Burgess et al. 2018).
+
+    No bound, unless the KL is at its target. `weight` is not read: strength takes its place.
+    """
+
+    kind: Literal["target_rate"] = "target_rate"
+    nats: NonNegativeFloat = Field(description="C, the KL of a datum that costs nothing")
+    strength: PositiveFloat = 1.0
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        xp, kl = namespace(terms.weight), terms.total_kl()
+        return averaged(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
+
+
+class GeometricJensenShannon(Objectives):
+    """−E_q log p(x | z) + weight · JS^G_α(q ‖ p) (Deasy et al. 2020, equation 11), closed for normal q and p.
+
+    G_α has precision α Λ_q + (1 − α) Λ_p;  JS = (1 − α) KL(q ‖ G) + α KL(p ‖ G): α → 0 is KL(q ‖ p), α → 1 is
+    KL(p ‖ q). No bound, but for α = 0. Its gradient is exact but for the draw in the reconstruction.
+    """
+
+    kind: Literal["geometric_jensen_shannon"] = "geometric_jensen_shannon"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"normal"})
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        total = -terms.reconstruction()
+        for site in terms.log_posterior:
+            if site not in terms.normal:
+                raise _not_normal(site)
+            total = total + weight * self._divergence(terms.normal[site])
+        return averaged(total)
+
+    def _divergence(self, moments: Any) -> Any:
+        """(4, …, B, D) to (…, B)."""
+        m, s, n, t = moments
+        xp, alpha = namespace(m), self.alpha
+        precision = alpha / s**2 + (1 - alpha) / t**2
+        loc, scale = (alpha * m / s**2 + (1 - alpha) * n / t**2) / precision, precision**-0.5
+
+        def kl(a: Any, b: Any) -> Any:
+            return xp.log(scale / b) + 0.5 * ((b / scale) ** 2 + ((a - loc) / scale) ** 2 - 1)
+
+        return ((1 - alpha) * kl(m, s) + alpha * kl(n, t)).sum(-1)
+
+
+def _not_normal(site: str) -> BadInput:
+    return BadInput(
+        f"geometric_jensen_shannon has a formula for normal q and p only, and {site!r} is not: "
+        "use the kinds diagonal_normal and standard_normal, or another divergence"
+    )

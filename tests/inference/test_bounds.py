@@ -1,0 +1,229 @@
+"""Every divergence against closed forms: p(x, z) = Z · N(z; 0, s²), q = N(m, t²), θ shifts log p(x | z) by θ z.
+
+The same functions run on both libraries' arrays; values and both sides' gradients are compared in standard errors.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+
+from guidebook.engines.terms import Sides, Terms
+from guidebook.inference import CUBO, IWAE, KL, TVO, FDivergence, Renyi, ReweightedWakeSleep
+
+LOG_Z, S, M, T = -1.3, 0.8, 0.5, 0.9
+GROUPS, PARTICLES = 400, 500
+NOISE = np.random.default_rng(0).standard_normal((PARTICLES, GROUPS))
+POINT = np.array([0.0, M, np.log(T)])  # θ, m, log t
+LARGE = 4.5  # standard errors: false alarms below 1e-5 a comparison
+
+
+def log_normal(xp, z, loc, scale):
+    return -0.5 * ((z - loc) / scale) ** 2 - xp.log(scale) - 0.5 * np.log(2 * np.pi)
+
+
+def terms_of(xp, stop, point, noise):
+    """`Terms` at draws m + t ε, (S, B); θ reaches the likelihood, m and t the guide."""
+    theta, m, t = point[0], point[1], xp.exp(point[2])
+    z = m + t * noise
+    prior = log_normal(xp, z, 0.0 * m, S + 0.0 * m)
+    likelihood = LOG_Z + theta * z
+    q = log_normal(xp, z, m, t)
+    path = log_normal(xp, z, stop(m), stop(t))
+    score = log_normal(xp, stop(z), m, t)
+    kl = (xp.log(S / t) + 0.5 * (t**2 + m**2) / S**2 - 0.5)[:, None]
+    return Terms(
+        {"x": likelihood}, {"z": prior}, {"z": q}, {"z": kl}, xp.ones_like(noise[0]), {"z": path}, {"z": score}
+    )
+
+
+def sides_of(found):
+    return found if isinstance(found, Sides) else Sides(found, found, found)
+
+
+def measured(library, divergence, weight=1.0):
+    """Value (B,) and gradient (3, B) per group of particles: θ by the model's side, m and log t by the guide's."""
+    if library == "torch":
+        point = torch.tensor(np.repeat(POINT[:, None], GROUPS, 1), requires_grad=True)
+        found = sides_of(divergence.loss(terms_of(torch, torch.Tensor.detach, point, torch.tensor(NOISE)), weight))
+        by_model, by_guide = (
+            torch.autograd.grad(part.sum(), point, retain_graph=True)[0].numpy() for part in (found.model, found.guide)
+        )
+        return found.value.detach().numpy(), np.concatenate([by_model[:1], by_guide[1:]])
+    with jax.enable_x64(True):
+        point, noise = jnp.asarray(np.repeat(POINT[:, None], GROUPS, 1)), jnp.asarray(NOISE)
+
+        def side(point, number):
+            return sides_of(divergence.loss(terms_of(jnp, jax.lax.stop_gradient, point, noise), weight))[number].sum()
+
+        by_model, by_guide = (np.asarray(jax.grad(side)(point, number)) for number in (1, 2))
+        value = sides_of(divergence.loss(terms_of(jnp, jax.lax.stop_gradient, point, noise), weight)).value
+        return np.asarray(value), np.concatenate([by_model[:1], by_guide[1:]])
+
+
+@pytest.fixture(params=["torch", "jax"])
+def library(request):
+    return request.param
+
+
+def density(x, loc, scale):
+    return np.exp(-0.5 * ((x - loc) / scale) ** 2) / scale / np.sqrt(2 * np.pi)
+
+
+def expected(function, m, t):
+    """E_q of function(z, log w) by quadrature; log w at θ."""
+    return integrate.quad(lambda z: density(z, m, t) * function(z), -12, 12, epsabs=1e-13, limit=400)[0]
+
+
+def log_weight(z, theta, m, t):
+    return LOG_Z + theta * z + np.log(density(z, 0, S)) - np.log(density(z, m, t))
+
+
+def renyi(alpha, theta, m, t):
+    order = 1 - alpha
+    return -np.log(expected(lambda z: np.exp(order * log_weight(z, theta, m, t)), m, t)) / order
+
+
+def elbo(theta, m, t):
+    return -expected(lambda z: log_weight(z, theta, m, t), m, t)
+
+
+def log_evidence(theta):
+    return LOG_Z + 0.5 * (theta * S) ** 2
+
+
+def f_exact(f):
+    """D_f(p ‖ q) with p normalised, as a function of the point."""
+
+    def value(theta, m, t):
+        return expected(lambda z: f(np.exp(log_weight(z, theta, m, t) - log_evidence(theta))), m, t)
+
+    return value
+
+
+def tvo(betas, side):
+    def value(theta, m, t):
+        total = 0.0
+        for before, after in pairwise(betas):
+            beta = before if side == "lower" else after
+            mass = expected(lambda z, b=beta: np.exp(b * log_weight(z, theta, m, t)), m, t)
+            first = expected(
+                lambda z, b=beta: np.exp(b * log_weight(z, theta, m, t)) * log_weight(z, theta, m, t), m, t
+            )
+            total -= (after - before) * first / mass
+        return total
+
+    return value
+
+
+def slope(function, place):
+    """∂/∂point[place] by central differences; the point's last is log t."""
+    step = 1e-4
+    moved = [POINT.copy() for _ in range(2)]
+    moved[0][place] += step
+    moved[1][place] -= step
+    values = [function(p[0], p[1], np.exp(p[2])) for p in moved]
+    return (values[0] - values[1]) / (2 * step)
+
+
+F = {
+    "forward_kl": lambda t: t * np.log(t),
+    "jensen_shannon": lambda t: 0.5 * (t * np.log(t) - (t + 1) * np.log(0.5 * (t + 1))),
+    "hellinger": lambda t: 0.5 * (np.sqrt(t) - 1) ** 2,
+    "total_variation": lambda t: 0.5 * np.abs(t - 1),
+    "alpha": lambda t: (t**0.5 - 1 - 0.5 * (t - 1)) / (0.5 * -0.5),
+}
+TVO_LOWER, TVO_UPPER = TVO(partitions=4), TVO(partitions=4, side="upper")
+
+
+def guided(divergence, guide, model=elbo, value=None):
+    return pytest.param(divergence, value or model, model, guide, id=repr(divergence)[:60])
+
+
+CASES = [
+    *(guided(KL(estimator=e), elbo) for e in ("analytic", "sampled", "stl", "score")),
+    *(guided(Renyi(alpha=a), lambda *p, a=a: renyi(a, *p), lambda *p, a=a: renyi(a, *p)) for a in (0.5, -0.5, 2.0)),
+    guided(Renyi(alpha=0.5, estimator="stl"), None, lambda *p: renyi(0.5, *p)),
+    guided(IWAE(), lambda *p: -log_evidence(p[0]), lambda *p: -log_evidence(p[0])),
+    guided(IWAE(estimator="dreg"), lambda *p: -log_evidence(p[0]), lambda *p: -log_evidence(p[0])),
+    guided(CUBO(), lambda *p: -renyi(-1, *p), lambda *p: -log_evidence(p[0]), lambda *p: -renyi(-1, *p)),
+    guided(TVO_LOWER, tvo(TVO_LOWER.betas, "lower"), tvo(TVO_LOWER.betas, "lower")),
+    guided(TVO_UPPER, tvo(TVO_UPPER.betas, "upper"), tvo(TVO_UPPER.betas, "upper")),
+    *(
+        guided(FDivergence(f=f, estimator=e), f_exact(F[f]))
+        for f in F
+        for e in ("path", "score")
+        if (f, e) != ("total_variation", "path")
+    ),
+    guided(ReweightedWakeSleep(), f_exact(F["forward_kl"]), lambda *p: -log_evidence(p[0])),
+]
+THIS = sys.modules[__name__]
+BIAS = 3.0 / PARTICLES
+"""Self-normalised weights and logarithms of means are biased by O(1/S): allowed beside the Monte Carlo error."""
+
+
+@pytest.mark.parametrize(("divergence", "value", "model", "guide"), CASES)
+def test_value_and_both_gradients(library, divergence, value, model, guide):
+    found, gradient = measured(library, divergence)
+    wanted = [value(POINT[0], M, T), slope(model, 0), *([slope(guide, place) for place in (1, 2)] if guide else ())]
+    for estimate, exact in zip([found, *gradient], wanted, strict=False):
+        error = estimate.std(ddof=1) / np.sqrt(GROUPS)
+        assert abs(estimate.mean() - exact) < LARGE * error + BIAS * max(1.0, abs(exact)), (estimate.mean(), exact)
+
+
+@pytest.mark.parametrize("divergence", [param.values[0] for param in CASES], ids=lambda d: repr(d)[:60])
+def test_both_libraries_agree(divergence):
+    ours, theirs = measured("torch", divergence), measured("jax", divergence)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_the_bounds_are_in_order(library):
+    below, tight, above = (measured(library, d)[0].mean() for d in (KL(estimator="sampled"), IWAE(), CUBO()))
+    assert -below < -tight < LOG_Z + 0.01 < above + 0.02
+
+
+def test_the_limits_of_renyi_are_the_elbo_and_the_iwae_bound():
+    near_one = measured("torch", Renyi(alpha=1 - 1e-7))
+    for one, other in zip(near_one, measured("torch", KL(estimator="sampled")), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    for one, other in zip(measured("torch", Renyi(alpha=0.0)), measured("torch", IWAE()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    for one, other in zip(measured("torch", TVO(partitions=1)), measured("torch", KL(estimator="score")), strict=True):
+        np.testing.assert_allclose(one.mean(), other.mean(), atol=0.02)
+
+
+def test_dreg_keeps_its_signal_as_particles_grow_and_the_path_loses_it(monkeypatch):
+    """Signal-to-noise of the guide's gradient, few particles against many (Rainforth et al. 2018; Tucker et al. 2019)."""
+
+    def ratio(estimator, particles):
+        monkeypatch.setattr(THIS, "NOISE", np.random.default_rng(1).standard_normal((particles, GROUPS)))
+        gradient = measured("torch", IWAE(estimator=estimator))[1][1]
+        return abs(gradient.mean()) / gradient.std()
+
+    assert ratio("dreg", 256) > 2 * ratio("dreg", 4)
+    assert ratio("pathwise", 256) < ratio("pathwise", 4)
+
+
+def test_sticking_the_landing_has_no_variance_at_the_posterior(monkeypatch):
+    monkeypatch.setattr(THIS, "POINT", np.array([0.0, 0.0, np.log(S)]))
+    for estimator in ("stl", "sampled"):
+        value, gradient = measured("torch", KL(estimator=estimator))
+        np.testing.assert_allclose(value, -LOG_Z, rtol=1e-12)
+        assert (np.abs(gradient[1:]).max() < 1e-12) == (estimator == "stl")
+
+
+def test_tail_adaptive_weights_are_ranks():
+    """No particle weighs more than S times the least, however heavy the tail."""
+    log_weight = np.random.default_rng(0).standard_cauchy((50, 3)) * 10
+    found = FDivergence(tail_adaptive=True)._ranked(log_weight)
+    np.testing.assert_allclose(found.mean(0), 1.0)
+    np.testing.assert_allclose(found.max(0) / found.min(0), 50.0)
+    assert (np.argsort(found, 0) == np.argsort(log_weight, 0)).all()
