@@ -160,7 +160,10 @@ def test_a_new_kind_keeps_the_keys_it_knows_and_drops_those_of_the_old():
         QUICKSTART, ["model.decoder.kind=gru", "divergence.weight.kind=cyclical", "divergence.weight.cycles=3"]
     )
     assert (recipe.model.decoder.kind, recipe.model.decoder.hidden) == ("gru", QUICKSTART.model.decoder.hidden)
-    assert (recipe.divergence.weight.kind, recipe.divergence.weight.steps) == ("cyclical", QUICKSTART.divergence.weight.steps)
+    assert (recipe.divergence.weight.kind, recipe.divergence.weight.steps) == (
+        "cyclical",
+        QUICKSTART.divergence.weight.steps,
+    )
     assert override(QUICKSTART, ["divergence.weight.kind=constant"]).divergence.weight.value == 1.0
     assert override(QUICKSTART, ["data.tokeniser.size=300", "data.tokeniser.kind=bpe"]).data.tokeniser.size == 300
     scheduled = override(QUICKSTART, ["fit.optimiser.schedule.kind=linear", "fit.optimiser.schedule.steps=7"])

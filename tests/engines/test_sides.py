@@ -1,0 +1,86 @@
+"""Objectives whose sides minimise different things, as `loss=` of the stock SVIs: each gradient reaches its own side."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pyro
+import pytest
+import torch
+from numpyro.infer import SVI
+
+from guidebook.inference import IWAE, KL, InfoVAE, ReweightedWakeSleep
+
+X = np.array([0.3, -1.2, 2.0])
+NOISE = 0.8
+GAIN, SPREAD = 1 / (1 + NOISE**2), (1 + NOISE**-2) ** -0.5  # of the posterior of z under z ~ N(0, 1), x ~ N(z, NOISE²)
+
+
+def programs(ppl, array, mask_shift):
+    """The conjugate model with a shift θ of x, and its exact posterior as the guide, moved by `mask_shift`."""
+
+    def model(x):
+        shift = ppl.param("shift", array(0.0))
+        with ppl.plate("data", len(X)):
+            z = ppl.sample("z", ppl.distributions.Normal(array(0.0), 1.0))
+            ppl.sample("x", ppl.distributions.Normal(z + shift, NOISE), obs=x)
+
+    def guide(x):
+        gain = ppl.param("gain", array(GAIN + mask_shift))
+        with ppl.plate("data", len(X)):
+            ppl.sample("z", ppl.distributions.Normal(gain * x, SPREAD))
+
+    return model, guide
+
+
+def gradients(engine, divergence, moved=0.0):
+    if engine == "pyro":
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = divergence.on("pyro")
+        model, guide = programs(pyro, lambda value: torch.tensor(value, dtype=torch.float64), moved)
+        loss.loss_and_grads(model, guide, torch.tensor(X))
+        found = {name: float(value.grad) for name, value in pyro.get_param_store().named_parameters()}
+        pyro.clear_param_store()
+        return found
+    with jax.enable_x64(True):
+        model, guide = programs(numpyro, jnp.asarray, moved)
+        svi = SVI(model, guide, numpyro.optim.SGD(1.0), divergence.on("numpyro"))
+        state = svi.init(jax.random.key(0), jnp.asarray(X))
+        before = svi.get_params(state)
+        after = svi.get_params(svi.update(state, jnp.asarray(X))[0])
+        return {name: float(before[name] - after[name]) for name in before}
+
+
+def evidence_slope():
+    """−∂/∂θ Σ log N(x; θ, 1 + NOISE²) at θ = 0."""
+    return -X.sum() / (1 + NOISE**2)
+
+
+def test_at_the_posterior_sticking_the_landing_leaves_the_guide_alone_and_fits_the_model(engine):
+    found = gradients(engine, KL(estimator="stl", particles=64))
+    assert abs(found["gain"]) < 1e-10
+    sampled = gradients(engine, KL(estimator="sampled", particles=64))
+    assert found["shift"] == pytest.approx(sampled["shift"], rel=1e-9)
+    assert abs(sampled["gain"]) > 1e-3
+    assert found["shift"] == pytest.approx(evidence_slope(), abs=4.5 * SPREAD / NOISE**2 * 3**0.5 / 8)
+
+
+@pytest.mark.parametrize("divergence", [IWAE(particles=64, estimator="dreg"), ReweightedWakeSleep(particles=64)])
+def test_both_sides_go_down_their_own_slope(engine, divergence):
+    found = gradients(engine, divergence, moved=0.3)
+    assert found["shift"] == pytest.approx(evidence_slope(), abs=0.6)
+    assert found["gain"] > 0.05  # towards the posterior
+
+
+def test_an_aggregate_objective_runs_under_the_stock_svis(engine):
+    assert all(np.isfinite(value) for value in gradients(engine, InfoVAE()).values())
+
+
+def test_a_single_loss_is_refused_where_there_are_two():
+    model, guide = programs(pyro, lambda value: torch.tensor(value, dtype=torch.float64), 0.0)
+    with pytest.raises(Exception, match="minimise different things"):
+        KL(estimator="stl").on("pyro").differentiable_loss(model, guide, torch.tensor(X))
+    pyro.clear_param_store()
