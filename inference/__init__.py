@@ -1,6 +1,7 @@
 """How a pair is fitted and judged: recipes, divergences, schedules, fit, evaluation, decoding, diagnosis."""
 
 from ..guides import Pair
+from .compare import compare
 from .diagnose import diagnose, to_arviz
 from .divergences import (
     CUBO,
@@ -46,6 +47,7 @@ __all__ = [
     "Run",
     "Sample",
     "TargetRate",
+    "compare",
     "diagnose",
     "evaluate",
     "fit",

@@ -103,6 +103,42 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name in recipes/, a TOML file, or FILE.py:NAME.")],
+    variation: Annotated[
+        str, typer.Argument(metavar="KEY=VALUE,VALUE", help="What differs, e.g. divergence=kl,iwae:8,renyi:0.5.")
+    ],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of all.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="pyro or numpyro; default: the recipe's.")] = None,
+    device: DeviceOption = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; default runs/compare-NAME.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays, for a pair that takes them.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
+    particles: Annotated[int, typer.Option("--particles", min=1, help="Of the importance-weighted bound.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a recipe with several values of one setting, and set the results side by side."""
+    from .compare import compare
+
+    found = compare(
+        recipe,
+        variation,
+        *(settings or ()),
+        out=out,
+        engine=engine,
+        device=device,
+        seed=seed,
+        split=split,
+        particles=particles,
+        data=data,
+    )
+    _show(found, as_json)
+
+
+@app.command()
 def diagnose(
     run: RunFolder,
     split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",

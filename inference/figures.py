@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, told apart by all readers.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#333333"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DPI = 144
 
 
@@ -72,6 +73,20 @@ def latent(z: np.ndarray, loc: np.ndarray, scale: np.ndarray, kl: Sequence[float
     cloud, bars = figure.subplots(1, 2, width_ratios=(1, 1.6))
     _cloud(cloud, z, order[:2])
     _variances(bars, loc[:, order].var(0), (scale[:, order] ** 2).mean(0), order)
+    return figure
+
+
+def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datum") -> Figure:
+    """The unweighted −ELBO and the KL on the validation data over the seconds of training, one colour a run."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    whole, kl = figure.subplots(1, 2)
+    for number, (name, valid) in enumerate(histories.items()):
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "ms": 4, "lw": 1.6, "label": name}
+        whole.plot(valid["seconds"], -valid["elbo"], **style)
+        kl.plot(valid["seconds"], valid["kl"], **style)
+    _plain(whole, "−ELBO, validation", "seconds of training", unit)
+    _plain(kl, "KL, validation", "seconds of training", unit)
+    whole.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,8 +149,17 @@ def _headline(recipe: Any, batches: Any, steps: int, done: int, folder: Path) ->
     data, going = _datum(recipe) + "s", f", from step {done:,}" if done else ""
     return (
         f"{recipe.pair} on {recipe.engine}: {batches.data_size:,} {data}, batches of {recipe.fit.batch_size} in "
-        f"{len(batches.shapes)} shapes, {steps:,} steps{going} → {folder}"
+        f"{len(batches.shapes)} shapes, {steps:,} steps{going} → {folder}{_unfinished(recipe, steps)}"
     )
+
+
+def _unfinished(recipe: Any, steps: int) -> str:
+    """A warning where the run ends before the schedule of the KL weight does."""
+    weight = recipe.divergence.weight
+    last, final = weight.at(steps - 1), weight.at(math.inf)
+    if abs(last - final) <= 0.01 * max(1.0, abs(final)):
+        return ""
+    return f"\nwarning: training ends with divergence.weight at {last:.2g}, before its schedule reaches {final:.2g}"
 
 
 def _datum(recipe: Any) -> str:

@@ -166,9 +166,9 @@ def override(recipe: Recipe, settings: Iterable[str], *, pair: Pair | None = Non
             table = table[parent]
             if not isinstance(table, dict):
                 raise BadInput(f"{setting!r}: {parent!r} is no table, so it has no {last!r}")
-        table[last] = _value(text)
+        before, table[last] = table.get(last), _value(text)
         if last == "kind":
-            _drop_of_other_kinds(table, _specs_at(parents, pair or pair_named(recipe.pair)))
+            _drop_of_other_kinds(table, before, _specs_at(parents, pair or pair_named(recipe.pair)))
     return parse(_pruned(tables), pair=pair, origin="settings" if settings else "recipe")
 
 
@@ -209,12 +209,20 @@ def _specs_at(path: Iterable[str], pair: Pair) -> list[type[BaseModel]]:
     return specs
 
 
-def _drop_of_other_kinds(table: dict[str, Any], specs: list[type[BaseModel]]) -> None:
-    """What a table of one kind becomes when its kind is set anew: keys that only other kinds know go."""
-    chosen = [spec for spec in specs if spec.model_fields["kind"].default == table["kind"]]
-    others = {key for spec in specs for key in spec.model_fields}
-    for key in others - set(chosen[0].model_fields) if chosen else ():
-        table.pop(key, None)
+def _drop_of_other_kinds(table: dict[str, Any], before: Any, specs: list[type[BaseModel]]) -> None:
+    """What a table becomes when its kind is set anew: only values that were chosen, of keys that mean the same, stay."""
+    fields = {spec.model_fields["kind"].default: spec.model_fields for spec in specs}
+    if table["kind"] not in fields:
+        return
+    old, new = fields.get(before, {}), fields[table["kind"]]
+    for key in {key for known in fields.values() for key in known} - {"kind"}:
+        same = key in new and (key not in old or old[key].annotation == new[key].annotation)
+        if not same or (key in old and table.get(key) == _plain(old[key].default)):
+            table.pop(key, None)
+
+
+def _plain(default: Any) -> Any:
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
 
 
 def _value(text: str) -> Any:

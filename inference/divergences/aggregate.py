@@ -5,7 +5,7 @@ They look at the batch as a whole: O(B²), and no bound on log p(x). Filler rows
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -23,6 +23,8 @@ class InfoVAE(Objectives):
     `projections` fixed directions, biased upwards by the batch's size; "energy", the energy distance, unbiased. No
     bound. `weight` multiplies the KL.
     """
+
+    shorthand: ClassVar[str] = "strength"
 
     kind: Literal["info_vae"] = "info_vae"
     alpha: float = Field(default=0.0, le=1)

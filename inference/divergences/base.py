@@ -21,7 +21,8 @@ class Objectives(Spec):
 
     bounds: ClassVar[str] = "nothing"
     """Which side of log p(x) the negated loss is on at weight 1: "below", "above", or "nothing"."""
-    minimum_particles: ClassVar[int] = 1
+    shorthand: ClassVar[str] = "particles"
+    """The field that `KIND:VALUE` sets in a comparison."""
 
     kind: str
     weight: NumberOrSchedule = Constant()

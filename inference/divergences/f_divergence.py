@@ -26,7 +26,7 @@ class FDivergence(Objectives):
     variance with any tails (Wang et al. 2018, algorithm 1). The value reported is the negative ELBO.
     """
 
-    minimum_particles: ClassVar[int] = 2
+    shorthand: ClassVar[str] = "f"
 
     kind: Literal["f_divergence"] = "f_divergence"
     f: Literal["forward_kl", "jensen_shannon", "hellinger", "total_variation", "alpha"] = "forward_kl"

@@ -31,7 +31,6 @@ class IWAE(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
-    minimum_particles: ClassVar[int] = 2
 
     kind: Literal["iwae"] = "iwae"
     particles: PositiveInt = 8
@@ -60,7 +59,7 @@ class Renyi(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
-    minimum_particles: ClassVar[int] = 2
+    shorthand: ClassVar[str] = "alpha"
 
     kind: Literal["renyi"] = "renyi"
     alpha: float = Field(default=0.5, allow_inf_nan=False)
@@ -98,7 +97,7 @@ class CUBO(Objectives):
     """
 
     bounds: ClassVar[str] = "above"
-    minimum_particles: ClassVar[int] = 2
+    shorthand: ClassVar[str] = "order"
 
     kind: Literal["cubo"] = "cubo"
     order: float = Field(default=2.0, ge=1, description="n")
@@ -119,7 +118,7 @@ class TVO(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
-    minimum_particles: ClassVar[int] = 2
+    shorthand: ClassVar[str] = "partitions"
 
     kind: Literal["tvo"] = "tvo"
     partitions: PositiveInt = Field(default=5, description="K")

@@ -50,6 +50,7 @@ class KL(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
+    shorthand: ClassVar[str] = "weight"
 
     kind: Literal["kl"] = "kl"
     estimator: Literal["analytic", "sampled", "stl", "score"] = "analytic"
@@ -94,6 +95,8 @@ class TargetRate(Objectives):
     No bound, unless the KL is at its target. `weight` is not read: strength takes its place.
     """
 
+    shorthand: ClassVar[str] = "nats"
+
     kind: Literal["target_rate"] = "target_rate"
     nats: NonNegativeFloat = Field(description="C, the KL of a datum that costs nothing")
     strength: PositiveFloat = 1.0
@@ -109,6 +112,8 @@ class GeometricJensenShannon(Objectives):
     G_α has precision α Λ_q + (1 − α) Λ_p;  JS = (1 − α) KL(q ‖ G) + α KL(p ‖ G): α → 0 is KL(q ‖ p), α → 1 is
     KL(p ‖ q). No bound, but for α = 0. Its gradient is exact but for the draw in the reconstruction.
     """
+
+    shorthand: ClassVar[str] = "alpha"
 
     kind: Literal["geometric_jensen_shannon"] = "geometric_jensen_shannon"
     alpha: float = Field(default=0.5, ge=0, le=1)

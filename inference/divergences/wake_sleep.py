@@ -22,7 +22,6 @@ class ReweightedWakeSleep(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
-    minimum_particles: ClassVar[int] = 2
 
     kind: Literal["reweighted_wake_sleep"] = "reweighted_wake_sleep"
     particles: PositiveInt = 16

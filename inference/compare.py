@@ -1,0 +1,149 @@
+"""`compare`: one recipe fitted with several values of one setting, from the same seeds, in one table and one picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..models.errors import BadInput
+from .divergences import Divergence
+from .evaluate import evaluate
+from .evaluation import Evaluation
+from .files import write
+from .fit import fit
+from .mistakes import models_in, nearest
+from .resolve import resolve
+from .run import Run
+from .tables import html_table, number, text_table
+
+HEADER = ("", "ELBO", "IW-NLL", "KL", "MI", "active units", "seconds")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """One run for each value: its evaluation, on the same split with the same particles, and its training time.
+
+    Attributes:
+        setting: the key that was varied. runs, evaluations: value → what came of it. picture: the file.
+    """
+
+    setting: str
+    runs: dict[str, Run]
+    evaluations: dict[str, Evaluation]
+    picture: Path
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                value,
+                number(found.elbo),
+                number(found.iw_nll),
+                number(found.kl),
+                number(found.mi),
+                number(found.active_units),
+                number(self._seconds(value), 1),
+            )
+            for value, found in self.evaluations.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "setting": self.setting,
+            "picture": str(self.picture),
+            "runs": {
+                value: {"run": str(self.runs[value].folder), "seconds": self._seconds(value), **found.to_dict()}
+                for value, found in self.evaluations.items()
+            },
+        }
+
+    def _seconds(self, value: str) -> float:
+        return self.runs[value].lines[-1]["seconds"]
+
+    def __repr__(self) -> str:
+        first = next(iter(self.evaluations.values()))
+        table = text_table([HEADER, *self.rows()], right=range(1, len(HEADER)))
+        return f"{self.setting} · {first.title}, {first.unit}\n{table}\n  picture  {self.picture}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), HEADER, numbers=range(1, len(HEADER)))
+
+
+def compare(
+    recipe: Any,
+    variation: str,
+    *settings: str,
+    out: str | Path | None = None,
+    engine: str | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+    split: str = "test",
+    particles: int = 100,
+    data: Any = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Fits `recipe` once for each value of `variation`, "KEY=VALUE,VALUE,…", and judges all runs alike.
+
+    A value is what `fit` takes after `KEY=`; for `divergence`, also KIND or KIND:NUMBER (`iwae:8`, `renyi:0.5`), where
+    the number is that of its `shorthand`. The runs are folders in `out` (by default runs/compare-RECIPE), and one that
+    is there already is gone on with.
+
+    Raises:
+        BadInput: as `fit`, before anything is trained.
+    """
+    key, values = _variation(variation)
+    changes = {value: [*settings, f"{key}={_expanded(value) if key == 'divergence' else value}"] for value in values}
+    name = ""
+    for change in changes.values():
+        _, _, name = resolve(recipe, change, engine=engine, seed=seed, data=data)
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{name}"
+    runs = {
+        value: fit(
+            recipe,
+            *change,
+            out=folder / re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-"),
+            engine=engine,
+            device=device,
+            seed=seed,
+            resume=True,
+            data=data,
+            progress=progress,
+        )
+        for value, change in changes.items()
+    }
+    found = {value: evaluate(run, split=split, particles=particles) for value, run in runs.items()}
+    return Comparison(key, runs, found, _picture(runs, found, folder / "comparison.png"))
+
+
+def _picture(runs: dict[str, Run], found: dict[str, Evaluation], path: Path) -> Path:
+    from .figures import comparison, png
+
+    unit = next(iter(found.values())).unit
+    write(path, png(comparison({value: run.history("valid") for value, run in runs.items()}, unit)))
+    return path
+
+
+def _variation(text: str) -> tuple[str, Sequence[str]]:
+    key, equals, values = text.partition("=")
+    parts = [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", values)]
+    if not equals or not key or "" in parts:
+        raise BadInput(f"{text!r} is no variation: write KEY=VALUE,VALUE, e.g. divergence=kl,iwae:8,renyi:0.5")
+    if len(set(parts)) < len(parts):
+        raise BadInput(f"{text!r} names a value twice: each once would be right")
+    return key, parts
+
+
+def _expanded(value: str) -> str:
+    """`renyi:0.5` as the table that it stands for."""
+    if value.startswith("{"):
+        return value
+    kind, colon, argument = value.partition(":")
+    kinds = {spec.model_fields["kind"].default: spec for spec in models_in(Divergence) if "kind" in spec.model_fields}
+    if kind not in kinds:
+        raise BadInput(f"there is no divergence {kind!r}{nearest(kind, kinds)}; divergences: {', '.join(kinds)}")
+    shorthand = getattr(kinds[kind], "shorthand", "")
+    text = argument if re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", argument) else f'"{argument}"'
+    return f'{{kind = "{kind}"' + (f", {shorthand} = {text}}}" if colon else "}")
