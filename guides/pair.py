@@ -31,7 +31,7 @@ class Pair:
         name: what recipes call it.
         engine: None for a story, else "pyro" or "numpyro".
         networks: for a story, network name → `Network`, spec or framework module; or a function of the `[model]` and
-            `[guide]` tables and the vocabulary size V that returns one.
+            `[guide]` tables and the data's width (V of sentences, D of the array `x`) that returns one.
         model_spec, guide_spec: the classes of the `[model]` and `[guide]` tables.
         plate: name of the data plate; it becomes a dimension of every export.
         sites: site → names of its event dimensions.
@@ -51,7 +51,7 @@ class Pair:
     data: Mapping[str, Any] | None = None
     text: bool = False
 
-    def realisable(self, model: Spec, guide: Spec, vocabulary: int = 0) -> dict[str, Network]:
+    def realisable(self, model: Spec, guide: Spec, width: int = 0) -> dict[str, Network]:
         """The story's networks for these tables."""
-        networks = self.networks(model, guide, vocabulary) if callable(self.networks) else self.networks
+        networks = self.networks(model, guide, width) if callable(self.networks) else self.networks
         return {name: net if isinstance(net, Network) else Network(net) for name, net in networks.items()}

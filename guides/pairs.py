@@ -6,8 +6,11 @@ from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
 from ..models.sentence_vae import SITES as SENTENCE_SITES
 from ..models.sentence_vae import SentenceModel, sentence_vae
+from ..models.vae import SITES as VAE_SITES
+from ..models.vae import VAEModel, vae
 from .pair import NoLatents, Pair
 from .sentence_guide import SentenceGuide, sentence_guide
+from .vae_guide import VAEGuide, vae_guide
 
 SENTENCE_VAE = Pair(
     model=sentence_vae,
@@ -32,4 +35,14 @@ LANGUAGE_MODEL = Pair(
     text=True,
 )
 
-PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL)}
+VAE = Pair(
+    model=vae,
+    guide=vae_guide,
+    name="vae",
+    networks=lambda model, guide, width: model.networks(width) | guide.networks(width, model.prior.dim),
+    model_spec=VAEModel,
+    guide_spec=VAEGuide,
+    sites=VAE_SITES,
+)
+
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE)}

@@ -35,8 +35,8 @@ class Dataset(Protocol):
     fingerprint: str
 
     @property
-    def vocabulary(self) -> int:
-        """V; 0 when the data are arrays."""
+    def width(self) -> int:
+        """V of sentences; D of an array `x` (N, D); else 0."""
         ...
 
     def batches(
@@ -61,7 +61,7 @@ class TextData:
         return self.corpus.tokeniser
 
     @property
-    def vocabulary(self) -> int:
+    def width(self) -> int:
         return self.tokeniser.size
 
     def batches(
@@ -82,8 +82,9 @@ class ArrayData:
     """A user's arrays, split by rows."""
 
     @property
-    def vocabulary(self) -> int:
-        return 0
+    def width(self) -> int:
+        x = self.splits["train"].get("x")
+        return x.shape[1] if x is not None and x.ndim == 2 else 0
 
     def __init__(self, spec: Arrays, arrays: Mapping[str, Any] | None) -> None:
         if spec.file is not None:

@@ -88,7 +88,7 @@ class _Fitting:
         self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
         self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)
         self.last_step = min(fit.epochs * self.per_epoch, fit.max_steps or math.inf)
-        self.program: Program = program_of(recipe, pair, dataset.vocabulary, self.batches.data_size, device=device)
+        self.program: Program = program_of(recipe, pair, dataset.width, self.batches.data_size, device=device)
         self.state: State = self.program.init(self.batches.batch(0))
         self.position = Position()
         if resume:

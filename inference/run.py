@@ -62,11 +62,11 @@ class Run:
 
     @cached_property
     def program(self) -> Program:
-        vocabulary = self.tokeniser.size if self.pair.text else 0
+        width = self.tokeniser.size if self.pair.text else self.dataset.width
         recipe = self.recipe
         if recipe.fit.precision == "bfloat16":  # a way to train; numbers are judged in float32
             recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "float32"})})
-        return program_of(recipe, self.pair, vocabulary, self._data_size, device=self.device)
+        return program_of(recipe, self.pair, width, self._data_size, device=self.device)
 
     @cached_property
     def state(self) -> State:
@@ -194,7 +194,7 @@ def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, pro
     return ArrayData(recipe.data, pair.data)
 
 
-def program_of(recipe: Recipe, pair: Pair, vocabulary: int, data_size: int, *, device: str = "cpu") -> Program:
+def program_of(recipe: Recipe, pair: Pair, width: int, data_size: int, *, device: str = "cpu") -> Program:
     """The pair of a recipe realised on its engine."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise BadInput(f"there is no device {device!r}: cpu, cuda or cuda:1 would be right")
@@ -209,7 +209,7 @@ def program_of(recipe: Recipe, pair: Pair, vocabulary: int, data_size: int, *, d
         optimisers={"model": _optimiser(fit.optimiser), "guide": _optimiser(fit.guide_optimiser or fit.optimiser)},
         clip=None if np.isinf(fit.optimiser.clip) else fit.optimiser.clip,
     )
-    networks = pair.realisable(recipe.model, recipe.guide, vocabulary) if pair.engine is None else {}
+    networks = pair.realisable(recipe.model, recipe.guide, width) if pair.engine is None else {}
     return load_engine(recipe.engine).Program(pair, networks, settings)
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 
-from ...guides import encoders, posteriors
-from ...models import decoders, mlp, priors
+from ...guides import encoders
+from ...models import decoders, mlp
 from ...models.errors import BadInput
 from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
+from .likelihoods import LIKELIHOODS
+from .module import Realised
+from .posteriors import POSTERIORS
 from .precision import check_precision, product
+from .priors import PRIORS
 from .recurrence import gru, gru_cell, lstm, lstm_cell
 
 State = tuple[Array, ...]
@@ -59,21 +61,6 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
             kind = network.spec.kind
             raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
     return weights
-
-
-class Realised(eqx.Module):
-    """A spec with its weights."""
-
-    weights: dict[str, Array]
-    spec: Any = eqx.field(static=True)
-    precision: str = eqx.field(static=True, default="float32")
-
-
-class StandardNormal(Realised):
-    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
-
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
-        return dist.Normal(0.0, 1.0).expand([self.spec.dim]).to_event(1)
 
 
 class Recurrent(Realised):
@@ -174,14 +161,6 @@ class RecurrentEncoder(Recurrent):
         return states.sum(0, where=real) / lengths[:, None]
 
 
-class DiagonalNormal(Realised):
-    """q(z | x): posterior(h (B, H)) is a Normal of event shape (Z,). log σ² is not clamped."""
-
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
-        loc, log_variance = jnp.split(product(h, self.weights["weight"]), 2, axis=-1)
-        return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
-
-
 class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
@@ -195,9 +174,10 @@ class MLP(Realised):
 
 
 REALISED: dict[type, type[Realised]] = {
-    priors.StandardNormal: StandardNormal,
     decoders.RecurrentDecoder: RecurrentDecoder,
     encoders.RecurrentEncoder: RecurrentEncoder,
-    posteriors.DiagonalNormal: DiagonalNormal,
     mlp.MLP: MLP,
+    **PRIORS,
+    **POSTERIORS,
+    **LIKELIHOODS,
 }

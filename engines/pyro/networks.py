@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ...guides import encoders, posteriors
-from ...models import decoders, mlp, priors
+from ...guides import encoders
+from ...models import decoders, mlp
 from ...models.errors import BadInput
 from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
+from .likelihoods import LIKELIHOODS
+from .module import Realised
+from .posteriors import POSTERIORS
 from .precision import check_precision, product, products_in
+from .priors import PRIORS
 from .recurrence import _LIBRARY_DEVICES, _by_library, _joined, gru, gru_cell, lstm, lstm_cell
 
 State = tuple[Tensor, ...]
@@ -55,32 +58,6 @@ def _checked(network: Network, weights: Mapping[str, np.ndarray]) -> Mapping[str
             kind = network.spec.kind
             raise BadInput(f"weight {name!r} of the {kind} network has shape {given.get(name)}, not {wanted.get(name)}")
     return weights
-
-
-class Realised(nn.Module):
-    """A spec with its weights."""
-
-    spec: Any
-    sizes: dict[str, int]
-
-    def __init__(self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str) -> None:
-        super().__init__()
-        self.spec, self.sizes, self.precision = network.spec, dict(network.sizes), precision
-        for name in network.spec.layout(**network.sizes):
-            self.register_parameter(name, nn.Parameter(torch.tensor(weights[name], dtype=dtype)))
-
-
-class StandardNormal(Realised):
-    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
-
-    zero: Tensor
-
-    def __init__(self, network: Network, weights: Any, dtype: torch.dtype, precision: str) -> None:
-        super().__init__(network, weights, dtype, precision)
-        self.register_buffer("zero", torch.zeros(network.spec.dim, dtype=dtype), persistent=False)
-
-    def forward(self) -> dist.TorchDistribution:
-        return dist.Normal(self.zero, torch.ones_like(self.zero), validate_args=False).to_event(1)
 
 
 class Recurrent(Realised):
@@ -200,16 +177,6 @@ class RecurrentEncoder(Recurrent):
         return states.masked_fill(pads, 0.0).sum(0) / lengths.unsqueeze(-1)
 
 
-class DiagonalNormal(Realised):
-    """q(z | x): posterior(h (B, H)) is a Normal of event shape (Z,). log σ² is not clamped."""
-
-    weight: Tensor
-
-    def forward(self, h: Tensor) -> dist.TorchDistribution:
-        loc, log_variance = F.linear(h, self.weight).chunk(2, -1)
-        return dist.Normal(loc, (0.5 * log_variance).exp(), validate_args=False).to_event(1)
-
-
 class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
@@ -223,9 +190,10 @@ class MLP(Realised):
 
 
 REALISED: dict[type, type[Realised]] = {
-    priors.StandardNormal: StandardNormal,
     decoders.RecurrentDecoder: RecurrentDecoder,
     encoders.RecurrentEncoder: RecurrentEncoder,
-    posteriors.DiagonalNormal: DiagonalNormal,
     mlp.MLP: MLP,
+    **PRIORS,
+    **POSTERIORS,
+    **LIKELIHOODS,
 }

@@ -24,15 +24,15 @@ class FreeBits(Spec):
     nats: PositiveFloat
     per: Literal["dimension", "sentence", "batch"] = "dimension"
 
-    def floored(self, kl: Any, rows: Any) -> Any:
-        """KL of one site, (…, B, D), to (…, B); `rows` (B,) is 0 where a row is filler."""
+    def floored(self, kl: Any, rows: Any = None) -> Any:
+        """KL of one site, (…, B, D), to (…, B); `rows` (B,) is 0 where a row is filler, None: all count."""
         if self.per == "sentence":
             return kl.sum(-1).clip(min=self.nats)
         floor = self.nats / kl.shape[-1]
         if self.per == "dimension":
             return kl.clip(min=floor).sum(-1)
         xp = namespace(kl)
-        mean = (kl * rows[:, None]).sum(-2) / rows.sum()
+        mean = kl.mean(-2) if rows is None else (kl * rows[:, None]).sum(-2) / rows.sum()
         return xp.where(mean[..., None, :] > floor, kl, floor + 0.0 * kl).sum(-1)
 
 

@@ -1,0 +1,16 @@
+"""What every realised spec is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+from jax import Array
+
+
+class Realised(eqx.Module):
+    """A spec with its weights."""
+
+    weights: dict[str, Array]
+    spec: Any = eqx.field(static=True)
+    precision: str = eqx.field(static=True, default="float32")
