@@ -6,6 +6,7 @@ from .buckets import bucket_edges
 from .corpora import data_folder
 from .corpus import Corpus, load, train_tokeniser
 from .errors import BadData
+from .images import mnist
 from .permutation import Permutation
 from .sentences import Sentences
 from .spec import BPE, Data, WordPiece, Words
@@ -38,6 +39,7 @@ __all__ = [
     "data_folder",
     "load",
     "load_arrays",
+    "mnist",
     "stdlib_sentences",
     "train_tokeniser",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .batches import Batch, check_batch_size, epoch_of, rows_of, shuffled, steps_between
+from .batches import Batch, check_batch_size, epoch_of, rows_of, shuffled, steps_between, uniform
 from .errors import BadData
 from .prefetch import prefetched
 
@@ -21,16 +21,23 @@ class ArrayBatches:
 
     Every batch is a dict of B = `batch_size` rows of each array, and weight (B,) float32 and index (B,)
     int32 as in `Batches`: weight 0 marks the copies that fill up the last batch. BadData as
-    `check_arrays`, or if there are fewer data than B.
+    `check_arrays`, or if there are fewer data than B. binarise: the array `x` holds probabilities, and a batch has
+    draws from them: others in every epoch when shuffled, else always the same.
     """
 
     def __init__(
-        self, arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int = 0, shuffle: bool = True
+        self,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        binarise: bool = False,
     ) -> None:
         self.arrays = check_arrays(arrays)
         self.data_size = len(next(iter(self.arrays.values())))
         check_batch_size(batch_size, self.data_size, shuffle)
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.batch_size, self.seed, self.shuffle, self.binarise = batch_size, seed, shuffle, binarise
 
     @property
     def shapes(self) -> tuple[int, ...]:
@@ -48,6 +55,9 @@ class ArrayBatches:
         if self.shuffle:
             rows = shuffled(self.data_size, self.seed, epoch)(rows)
         batch = {name: array[rows] for name, array in self.arrays.items()}
+        if self.binarise:
+            draws = uniform(self.seed, step if self.shuffle else number, batch["x"].shape)
+            batch["x"] = (draws < batch["x"]).astype(np.float32)
         return {**batch, "weight": weight, "index": rows.astype(np.int32)}
 
     def stream(self, start: int, stop: int | None = None) -> Iterator[Batch]:

@@ -129,8 +129,7 @@ class Batches:
     def _with_unknowns(self, inputs: np.ndarray, step: int) -> np.ndarray:
         if self.word_keep == 1.0:
             return np.ascontiguousarray(inputs)
-        key = np.array([self.seed & _KEY, step], np.uint64)
-        draws = np.random.Generator(np.random.Philox(key=key)).random(inputs.shape, np.float32)
+        draws = uniform(self.seed, step, inputs.shape)
         word = (inputs > EOS) & (draws >= self.word_keep)
         return np.where(word, np.int32(UNK), inputs)
 
@@ -140,6 +139,12 @@ class Batches:
             f"Batches({self.data_size:,} sentences, {self.steps_per_epoch:,} steps an epoch of "
             f"{self.batch_size} × ({shapes}), {self.padding:.1%} padding)"
         )
+
+
+def uniform(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 in [0, 1): the noise of one batch, a function of seed and step."""
+    key = np.array([seed & _KEY, step], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(shape, np.float32)
 
 
 def check_batch_size(batch_size: int, data_size: int, shuffle: bool) -> None:

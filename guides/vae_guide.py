@@ -17,10 +17,10 @@ from .posteriors import DiagonalNormal, Posterior
 
 
 class VAEGuide(Spec):
-    """The `[guide]` table of a VAE of vectors: x through the encoder to H features, activated, to the posterior."""
+    """The `[guide]` table of a VAE of vectors: x through the encoder to H features, and these to the posterior."""
 
     posterior: Posterior = DiagonalNormal()
-    encoder: MLP = MLP(hidden=(500,))
+    encoder: MLP = MLP(hidden=(), activate_outputs=True)
     features: PositiveInt = Field(default=500, description="H, what the encoder puts out")
 
     def networks(self, width: int, latent: int) -> dict[str, Network]:

@@ -12,13 +12,14 @@ from .spec import Spec, Weight
 
 
 class MLP(Spec):
-    """y = W_L a(… a(W_1 x + b_1) …) + b_L over the last axis: (…, inputs) to (…, outputs)."""
+    """y = W_L a(… a(W_1 x + b_1) …) + b_L, or a of that, over the last axis: (…, inputs) to (…, outputs)."""
 
     kind: Literal["mlp"] = "mlp"
     inputs: PositiveInt | None = Field(default=None, description="None: what the surroundings give")
     outputs: PositiveInt | None = Field(default=None, description="None: what the surroundings ask for")
     hidden: tuple[PositiveInt, ...] = Field(default=(128,), strict=False, description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "softplus"] = "tanh"
+    activate_outputs: bool = Field(default=False, description="whether the outputs are activated too")
 
     def layout(self, inputs: int | None = None, outputs: int | None = None) -> dict[str, Weight]:
         ends = (self.inputs or inputs, self.outputs or outputs)

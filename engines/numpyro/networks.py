@@ -170,7 +170,7 @@ class MLP(Realised):
             if layer:
                 x = activation(x)
             x = product(x, self.weights[f"weight_{layer}"]) + self.weights[f"bias_{layer}"]
-        return x
+        return activation(x) if self.spec.activate_outputs else x
 
 
 REALISED: dict[type, type[Realised]] = {

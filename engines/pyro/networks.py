@@ -186,7 +186,7 @@ class MLP(Realised):
             if layer:
                 x = activation(x)
             x = F.linear(x, self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}"))
-        return x
+        return activation(x) if self.spec.activate_outputs else x
 
 
 REALISED: dict[type, type[Realised]] = {

@@ -234,7 +234,7 @@ def test_a_pair_in_a_file(tmp_path):
         pair_in_file(f"{path}:MINES")
     with pytest.raises(BadInput, match="written in numpyro; it has no other engine"):
         resolve(f"{path}:MINE", engine="pyro")
-    with pytest.raises(BadInput, match=r"unknown key 'data.corpus'"):
+    with pytest.raises(BadInput, match=r"data.corpus = 'x' is unknown; known: mnist"):
         resolve(f"{path}:MINE", ["data.corpus=x"])
 
 
