@@ -11,7 +11,7 @@ from guidebook.data import ArrayBatches, BadData, mnist
 
 
 def idx(images: np.ndarray) -> bytes:
-    return gzip.compress(np.array([2051, len(images), 28, 28], ">u4").tobytes() + images.tobytes())
+    return gzip.compress(np.array([2051, len(images), 28, 28], ">u4").tobytes() + images.tobytes(), mtime=0)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_splits_are_grey_values(folder):
     [
         (None, "missing"),
         (b"no gzip", "damaged"),
-        (gzip.compress(b"short"), "no IDX"),
+        (gzip.compress(b"short", mtime=0), "no IDX"),
         (idx(np.zeros((2, 28, 27), np.uint8)), "no IDX"),
     ],
 )
