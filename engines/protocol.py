@@ -75,7 +75,7 @@ class Posterior(NamedTuple):
     """q(z | x) of one latent site for the rows of a batch, as NumPy.
 
     family: "normal" for a diagonal normal with loc and scale (B, D); otherwise the library's class name, with loc the
-    mean where it has one and scale the standard deviation.
+    mean and scale the standard deviation, NaN where the family has none in closed form.
     """
 
     family: str

@@ -3,17 +3,42 @@
 from .encoders import Encoder, GRUEncoder, LSTMEncoder
 from .pair import Pair
 from .pairs import PAIRS
-from .posteriors import DiagonalNormal, Posterior
+from .posteriors import (
+    Bernoulli,
+    Categorical,
+    DeltaNormal,
+    DiagonalNormal,
+    FullNormal,
+    Laplace,
+    Logistic,
+    LowRankNormal,
+    PointMass,
+    Posterior,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    UniformBox,
+)
 from .sentence_guide import SentenceGuide, sentence_guide
 
 __all__ = [
     "PAIRS",
+    "Bernoulli",
+    "Categorical",
+    "DeltaNormal",
     "DiagonalNormal",
     "Encoder",
+    "FullNormal",
     "GRUEncoder",
     "LSTMEncoder",
+    "Laplace",
+    "Logistic",
+    "LowRankNormal",
     "Pair",
+    "PointMass",
     "Posterior",
+    "RelaxedBernoulli",
+    "RelaxedCategorical",
     "SentenceGuide",
+    "UniformBox",
     "sentence_guide",
 ]

@@ -1,22 +1,202 @@
-"""Posterior families q(z | x)."""
+"""Posterior families q(z | x): their parameters are W h, without a bias, h the encoder's features of x."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from scipy.special import lambertw
 
-from ..models.spec import Spec, Weight
+from ..models.spec import Spec, Support, Weight
 
 
-class DiagonalNormal(Spec):
-    """q(z | x) = N(μ, diag σ²), [μ, log σ²] = W h, no bias. Sizes: `features` H, `latent` Z."""
+class PosteriorSpec(Spec):
+    """What every posterior says of itself. Sizes from the surroundings: `features` H, `latent` Z."""
 
-    kind: Literal["diagonal_normal"] = "diagonal_normal"
+    support: ClassVar[Support] = "real"
+    """Where its draws lie."""
+    pathwise: ClassVar[bool] = True
+    """Whether a draw is a differentiable function of the parameters."""
+    factorised: ClassVar[bool] = True
+    """Whether the dimensions of a draw are independent given x."""
+
+    kind: str
     initial_scale: PositiveFloat = Field(default=0.01, description="W starts uniform in ± this (Li et al.: 0.01)")
 
+    def outputs(self, latent: int) -> int:
+        """Numbers that W h holds for each datum."""
+        return 2 * latent
+
     def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
-        return {"weight": Weight((2 * latent, features), self.initial_scale)}
+        return {"weight": Weight((self.outputs(latent), features), self.initial_scale)}
 
 
-Posterior = DiagonalNormal
+class DiagonalNormal(PosteriorSpec):
+    """q(z | x) = N(μ, diag σ²), [μ, log σ²] = W h."""
+
+    kind: Literal["diagonal_normal"] = "diagonal_normal"
+
+
+class LowRankNormal(PosteriorSpec):
+    """q(z | x) = N(μ, F Fᵀ + diag σ²), [μ, log σ², F] = W h, F (Z, rank) (Ong et al. 2018)."""
+
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["low_rank_normal"] = "low_rank_normal"
+    rank: PositiveInt = Field(default=4, description="columns of F")
+
+    def outputs(self, latent: int) -> int:
+        return (2 + self.rank) * latent
+
+
+class FullNormal(PosteriorSpec):
+    """q(z | x) = N(μ, L Lᵀ), [μ, 2 log diag L, rows of L below the diagonal] = W h (Kingma & Welling 2019, §2.5.1)."""
+
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["full_normal"] = "full_normal"
+
+    def outputs(self, latent: int) -> int:
+        return 2 * latent + latent * (latent - 1) // 2
+
+
+class DeltaNormal(PosteriorSpec):
+    """The δ-VAE's diagonal normal beside a standard normal prior: KL ≥ rate in every dimension (Razavi et al. 2019).
+
+    [m, v] = W h,   σ² = s₁ + (s₂ − s₁) sigmoid(v),   μ = √(2 rate + 1 + log σ² − σ² + max(0, m)),
+
+    s₁ < 1 < s₂ the roots of log s − s + 2 rate + 1 = 0; KL = rate + max(0, m) / 2.
+    """
+
+    kind: Literal["delta_normal"] = "delta_normal"
+    rate: PositiveFloat = Field(default=0.1, description="δ, nats that every dimension spends at least")
+
+    @property
+    def variances(self) -> tuple[float, float]:
+        """The least and the largest σ²: s = −W(−exp(−2 rate − 1)) on the two branches of Lambert's W."""
+        argument = -math.exp(-2 * self.rate - 1)
+        least, largest = (float(-lambertw(argument, branch).real) for branch in (0, -1))
+        return least, largest
+
+
+class Laplace(PosteriorSpec):
+    """q(z | x) = Π Laplace(m, b), [m, log b] = W h."""
+
+    kind: Literal["laplace"] = "laplace"
+
+
+class Logistic(PosteriorSpec):
+    """q(z | x) = Π Logistic(m, s), [m, log s] = W h."""
+
+    kind: Literal["logistic"] = "logistic"
+
+
+class PointMass(PosteriorSpec):
+    """q(z | x) = δ(z − W h): the most probable z in place of a posterior.
+
+    The KL is −log p(z) then, a penalty; with `divergence.weight = 0` the pair is the plain autoencoder. No bound.
+    """
+
+    kind: Literal["point_mass"] = "point_mass"
+
+    def outputs(self, latent: int) -> int:
+        return latent
+
+
+class UniformBox(PosteriorSpec):
+    """q(z | x) uniform in a box within [low, high]^Z: with [a, b] = W h and each side of length l,
+
+    the sides are l sigmoid(b) long and begin at low + (l − l sigmoid(b)) sigmoid(a).
+    """
+
+    support: ClassVar[Support] = "box"
+
+    kind: Literal["uniform_box"] = "uniform_box"
+    low: float = -1.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_box(self) -> UniformBox:
+        if not self.low < self.high:
+            raise ValueError(f"a box has low < high, not {self.low:g} and {self.high:g}")
+        return self
+
+
+class _Logits(PosteriorSpec):
+    """A discrete family: logits W h."""
+
+    support: ClassVar[Support] = "binary"
+    pathwise: ClassVar[bool] = False
+
+    def outputs(self, latent: int) -> int:
+        return latent
+
+
+class _Relaxed(_Logits):
+    """A discrete family whose draws in training are relaxed."""
+
+    pathwise: ClassVar[bool] = True
+
+    temperature: PositiveFloat = 0.5
+    straight_through: bool = Field(default=True, description="whether draws in training are rounded as well")
+
+
+class Bernoulli(_Logits):
+    """q(z | x) = Π Bernoulli(sigmoid(W h)), z in {0, 1}^Z: for enumeration or the score function."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+
+
+class Categorical(_Logits):
+    """q(z | x) over the Z unit vectors, logits W h: for enumeration or the score function."""
+
+    support: ClassVar[Support] = "one_hot"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["categorical"] = "categorical"
+
+
+class RelaxedBernoulli(_Relaxed):
+    """Bernoulli latents whose draws in training are concrete (Maddison et al. 2017), with the discrete KL.
+
+    z = sigmoid((W h + logistic noise) / temperature), rounded with the gradient of the unrounded where
+    straight_through (Jang et al. 2017). The gradient is biased. Evaluation draws zeros and ones.
+    """
+
+    kind: Literal["relaxed_bernoulli"] = "relaxed_bernoulli"
+
+
+class RelaxedCategorical(_Relaxed):
+    """Unit vectors whose draws in training are softmax((W h + Gumbel noise) / temperature), with the discrete KL.
+
+    Rounded to the nearest unit vector, with the gradient of the unrounded, where straight_through (Jang et al. 2017).
+    The gradient is biased. Evaluation draws unit vectors.
+    """
+
+    support: ClassVar[Support] = "one_hot"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["relaxed_categorical"] = "relaxed_categorical"
+
+
+def _diagonal_without_a_kind(value: Any) -> Any:
+    return {"kind": "diagonal_normal", **value} if isinstance(value, dict) else value
+
+
+Posterior = Annotated[
+    DiagonalNormal
+    | LowRankNormal
+    | FullNormal
+    | DeltaNormal
+    | Laplace
+    | Logistic
+    | PointMass
+    | UniformBox
+    | Bernoulli
+    | Categorical
+    | RelaxedBernoulli
+    | RelaxedCategorical,
+    Field(discriminator="kind"),
+    BeforeValidator(_diagonal_without_a_kind),
+]

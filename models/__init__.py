@@ -6,7 +6,7 @@ from .errors import BadInput, FailedRun
 from .language_model import LanguageModel, language_model
 from .mlp import MLP
 from .ppl import PPL
-from .priors import Prior, StandardNormal
+from .priors import Categorical, GaussianMixture, IndependentBernoulli, LearnedNormal, Prior, StandardNormal, UniformBox
 from .sentence_vae import SentenceModel, sentence_vae
 from .spec import Network, Spec, Weight
 
@@ -15,16 +15,21 @@ __all__ = [
     "PPL",
     "BadInput",
     "Batch",
+    "Categorical",
     "Decoder",
     "FailedRun",
     "GRUDecoder",
+    "GaussianMixture",
+    "IndependentBernoulli",
     "LSTMDecoder",
     "LanguageModel",
+    "LearnedNormal",
     "Network",
     "Prior",
     "SentenceModel",
     "Spec",
     "StandardNormal",
+    "UniformBox",
     "Weight",
     "language_model",
     "sentence_vae",

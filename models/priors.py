@@ -1,19 +1,108 @@
-"""Priors p(z)."""
+"""Priors p(z) of one datum's latent, event shape (dim,)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from .spec import Spec
+from .spec import Spec, Support, Weight
 
 
-class StandardNormal(Spec):
-    """p(z) = N(0, I), event shape (dim,)."""
+class PriorSpec(Spec):
+    """What every prior says of itself."""
 
-    kind: Literal["standard_normal"] = "standard_normal"
+    support: ClassVar[Support]
+    """Where its draws lie."""
+    factorised: ClassVar[bool] = True
+    """Whether the dimensions of a draw are independent."""
+
+    kind: str
     dim: PositiveInt = Field(default=32, description="Z, dimensions of the latent")
 
 
-Prior = StandardNormal
+class StandardNormal(PriorSpec):
+    """p(z) = N(0, I), event shape (dim,)."""
+
+    support: ClassVar[Support] = "real"
+
+    kind: Literal["standard_normal"] = "standard_normal"
+
+
+class LearnedNormal(PriorSpec):
+    """p(z) = N(m, diag s²), m and log s² learned; starts at N(0, I)."""
+
+    support: ClassVar[Support] = "real"
+
+    kind: Literal["diagonal_normal"] = "diagonal_normal"
+
+    def layout(self) -> dict[str, Weight]:
+        return {"loc": Weight((self.dim,), 0.0), "log_variance": Weight((self.dim,), 0.0)}
+
+
+class GaussianMixture(PriorSpec):
+    """p(z) = Σ_k π_k N(m_k, diag s_k²), all learned; starts with equal weights and unit variances."""
+
+    support: ClassVar[Support] = "real"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["gaussian_mixture"] = "gaussian_mixture"
+    components: PositiveInt = Field(default=10, description="K")
+    initial_scale: PositiveFloat = Field(default=1.0, description="the means start uniform in ± this")
+
+    def layout(self) -> dict[str, Weight]:
+        shape = (self.components, self.dim)
+        return {
+            "logits": Weight((self.components,), 0.0),
+            "loc": Weight(shape, self.initial_scale),
+            "log_variance": Weight(shape, 0.0),
+        }
+
+
+class UniformBox(PriorSpec):
+    """p(z) uniform in the box [low, high]^dim."""
+
+    support: ClassVar[Support] = "box"
+
+    kind: Literal["uniform_box"] = "uniform_box"
+    low: float = -1.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_box(self) -> UniformBox:
+        if not self.low < self.high:
+            raise ValueError(f"a box has low < high, not {self.low:g} and {self.high:g}")
+        return self
+
+
+class IndependentBernoulli(PriorSpec):
+    """p(z) = Π_d Bernoulli(probability), z in {0, 1}^dim."""
+
+    support: ClassVar[Support] = "binary"
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    probability: float = Field(default=0.5, gt=0, lt=1, description="of a one")
+
+
+class Categorical(PriorSpec):
+    """p(z) over the `dim` unit vectors: equally likely, or with learned logits that start so."""
+
+    support: ClassVar[Support] = "one_hot"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["categorical"] = "categorical"
+    learned: bool = Field(default=False, description="whether the probabilities are learned")
+
+    def layout(self) -> dict[str, Weight]:
+        return {"logits": Weight((self.dim,), 0.0)} if self.learned else {}
+
+
+def _standard_without_a_kind(value: Any) -> Any:
+    return {"kind": "standard_normal", **value} if isinstance(value, dict) else value
+
+
+Prior = Annotated[
+    StandardNormal | LearnedNormal | GaussianMixture | UniformBox | IndependentBernoulli | Categorical,
+    Field(discriminator="kind"),
+    BeforeValidator(_standard_without_a_kind),
+]

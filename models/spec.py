@@ -5,10 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+Support = Literal["real", "sphere", "box", "binary", "one_hot"]
+"""Where the draws of a family lie: ℝ^D, the unit sphere in ℝ^D, a box, {0, 1}^D, or the D unit vectors."""
 
 
 class Spec(BaseModel):

@@ -9,6 +9,8 @@ from jax import Array
 from numpyro.distributions import ExpandedDistribution, Independent, kl_divergence
 from numpyro.distributions.distribution import MaskedDistribution
 
+from . import divergences  # noqa: F401 - it registers what the library lacks
+
 
 def analytic_kl(q: Any, p: Any) -> Array | None:
     """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""

@@ -195,7 +195,13 @@ class Judging(Realised):
             return objective.sites(handlers.trace(handlers.seed(guide, jax.random.key(seed))).get_trace(arrays))
 
         def moments(site: Any) -> tuple[Array, Array]:
-            return site["fn"].mean, jnp.sqrt(site["fn"].variance)
+            """Mean and standard deviation, NaN where the family has none in closed form."""
+            fn = site["fn"]
+            try:
+                return fn.mean, jnp.sqrt(fn.variance)
+            except NotImplementedError:
+                unknown = jnp.full(fn.shape(), jnp.nan)
+                return unknown, unknown
 
         once = sites(0)
         again = sites(1) if len(once) > 1 else once

@@ -14,3 +14,5 @@ class Realised(eqx.Module):
     weights: dict[str, Array]
     spec: Any = eqx.field(static=True)
     precision: str = eqx.field(static=True, default="float32")
+    sizes: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
+    """What the surroundings give, by name; pairs, because static fields are hashed."""

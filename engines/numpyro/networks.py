@@ -49,7 +49,7 @@ def realise(
     for base, realised in REALISED.items():
         if isinstance(network.spec, base):
             arrays = {name: jnp.asarray(array, dtype) for name, array in _checked(network, weights).items()}
-            return realised(arrays, network.spec, check_precision(precision))
+            return realised(arrays, network.spec, check_precision(precision), tuple(network.sizes.items()))
     raise BadInput(f"the NumPyro engine has no network for the kind {network.spec.kind!r}")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
 from ...models import priors
+from .discrete import Bernoulli, OneHotCategorical
 from .module import Realised
 
 
@@ -16,4 +20,48 @@ class StandardNormal(Realised):
         return dist.Normal(0.0, 1.0).expand([self.spec.dim]).to_event(1)
 
 
-PRIORS: dict[type, type[Realised]] = {priors.StandardNormal: StandardNormal}
+class LearnedNormal(Realised):
+    """p(z) = N(m, diag s²): prior() is a Normal of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        return dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
+
+
+class GaussianMixture(Realised):
+    """p(z) = Σ_k π_k N(m_k, diag s_k²): prior() has event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        normals = dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.weights["logits"]), normals)
+
+
+class UniformBox(Realised):
+    """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        return dist.Uniform(self.spec.low, self.spec.high).expand([self.spec.dim]).to_event(1)
+
+
+class IndependentBernoulli(Realised):
+    """p(z) = Π Bernoulli(probability): prior() is a Bernoulli of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        logit = math.log(self.spec.probability) - math.log1p(-self.spec.probability)
+        return Bernoulli(jnp.full(self.spec.dim, logit)).to_event(1)
+
+
+class Categorical(Realised):
+    """p(z) over unit vectors: prior() is a OneHotCategorical of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        return OneHotCategorical(self.weights["logits"] if self.spec.learned else jnp.zeros(self.spec.dim))
+
+
+PRIORS: dict[type, type[Realised]] = {
+    priors.StandardNormal: StandardNormal,
+    priors.LearnedNormal: LearnedNormal,
+    priors.GaussianMixture: GaussianMixture,
+    priors.UniformBox: UniformBox,
+    priors.IndependentBernoulli: IndependentBernoulli,
+    priors.Categorical: Categorical,
+}

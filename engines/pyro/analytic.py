@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from . import divergences  # noqa: F401 - it registers what the library lacks
+
 
 def analytic_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q‖p) with the event dimensions flattened into a last one (…, D), or None where no formula is registered."""

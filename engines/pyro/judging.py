@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -167,10 +168,19 @@ def _describe(fn: Any) -> Posterior:
     base, _ = peel(fn)
     family = "normal" if isinstance(base, Normal) else type(base).__name__
     rows = fn.batch_shape.numel()
-    return Posterior(family, to_numpy(fn.mean).reshape(rows, -1), to_numpy(fn.stddev).reshape(rows, -1))
+    return Posterior(family, *(to_numpy(moment).reshape(rows, -1) for moment in _moments(fn)))
+
+
+def _moments(fn: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, NaN where the family has none in closed form."""
+    try:
+        return fn.mean, fn.stddev
+    except NotImplementedError:
+        unknown = torch.full(fn.shape(), math.nan)
+        return unknown, unknown
 
 
 def _same_moments(one: Any, other: Any) -> bool:
     """Else the distribution hangs on another latent's draw."""
-    pairs = (one.mean, other.mean), (one.stddev, other.stddev)
+    pairs = zip(_moments(one), _moments(other), strict=True)
     return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from ...models import priors
 from ...models.spec import Network
+from .discrete import Bernoulli, OneHotCategorical
 from .module import Realised
 
 
-class StandardNormal(Realised):
-    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
+class _Placed(Realised):
+    """A prior without weights enough to tell its type and its place: `zero` (Z,) does."""
 
     zero: Tensor
 
@@ -22,8 +24,67 @@ class StandardNormal(Realised):
         super().__init__(network, weights, dtype, precision)
         self.register_buffer("zero", torch.zeros(network.spec.dim, dtype=dtype), persistent=False)
 
+
+class StandardNormal(_Placed):
+    """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
+
     def forward(self) -> dist.TorchDistribution:
         return dist.Normal(self.zero, torch.ones_like(self.zero), validate_args=False).to_event(1)
 
 
-PRIORS: dict[type, type[Realised]] = {priors.StandardNormal: StandardNormal}
+class LearnedNormal(Realised):
+    """p(z) = N(m, diag s²): prior() is a Normal of event shape (Z,)."""
+
+    loc: Tensor
+    log_variance: Tensor
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Normal(self.loc, (0.5 * self.log_variance).exp(), validate_args=False).to_event(1)
+
+
+class GaussianMixture(Realised):
+    """p(z) = Σ_k π_k N(m_k, diag s_k²): prior() has event shape (Z,)."""
+
+    logits: Tensor
+    loc: Tensor
+    log_variance: Tensor
+
+    def forward(self) -> dist.TorchDistribution:
+        normals = dist.Normal(self.loc, (0.5 * self.log_variance).exp(), validate_args=False).to_event(1)
+        chosen = dist.Categorical(logits=self.logits, validate_args=False)
+        return dist.MixtureSameFamily(chosen, normals, validate_args=False)
+
+
+class UniformBox(_Placed):
+    """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
+
+    def forward(self) -> dist.TorchDistribution:
+        low, high = self.zero + self.spec.low, self.zero + self.spec.high
+        return dist.Uniform(low, high, validate_args=False).to_event(1)
+
+
+class IndependentBernoulli(_Placed):
+    """p(z) = Π Bernoulli(probability): prior() is a Bernoulli of event shape (Z,)."""
+
+    def forward(self) -> dist.TorchDistribution:
+        logit = math.log(self.spec.probability) - math.log1p(-self.spec.probability)
+        return Bernoulli(logits=self.zero + logit, validate_args=False).to_event(1)
+
+
+class Categorical(_Placed):
+    """p(z) over unit vectors: prior() is a OneHotCategorical of event shape (Z,)."""
+
+    logits: Tensor
+
+    def forward(self) -> dist.TorchDistribution:
+        return OneHotCategorical(logits=self.logits if self.spec.learned else self.zero, validate_args=False)
+
+
+PRIORS: dict[type, type[Realised]] = {
+    priors.StandardNormal: StandardNormal,
+    priors.LearnedNormal: LearnedNormal,
+    priors.GaussianMixture: GaussianMixture,
+    priors.UniformBox: UniformBox,
+    priors.IndependentBernoulli: IndependentBernoulli,
+    priors.Categorical: Categorical,
+}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from guidebook import engines
 from guidebook.engines.protocol import Control, OptimiserSpec, Settings
 from guidebook.inference import KL
+from guidebook.models import Network
 
 torch.set_num_threads(1)
 ENGINES = ("pyro", "numpyro")
@@ -115,6 +118,60 @@ def replaying(engine, pair, noise):
     return replace(pair, guide={"pyro": in_pyro, "numpyro": in_numpyro}[engine])
 
 
+class Law:
+    """A realised family, given arrays, on either engine, seen through NumPy."""
+
+    def __init__(self, engine, module, *arrays):
+        self.engine, self.module, self.arrays = engine, module, arrays
+        self.array = torch.as_tensor if engine == "pyro" else jax.numpy.asarray
+        self.fn = module(*map(self.array, arrays))
+
+    def log_prob(self, z):
+        return numpy_of(self.fn.log_prob(self.array(z)))
+
+    def draws(self, count, seed=0):
+        """(count, …)."""
+        if self.engine == "pyro":
+            torch.manual_seed(seed)
+            return numpy_of(self.fn((count,)))
+        return numpy_of(self.fn.sample(jax.random.key(seed), (count,)))
+
+    def kl(self, prior):
+        """Analytic KL from another law, or None."""
+        return numpy_of(engine_module(self.engine, "analytic").analytic_kl(self.fn, prior.fn))
+
+    def gradient(self, f, count, seed=0, weight="weight"):
+        """E f(z) as a mean over draws and its gradient to a weight. f must be arithmetic, of z (count, …)."""
+        if self.engine == "pyro":
+            torch.manual_seed(seed)
+            value = f(self.module(*map(self.array, self.arrays)).rsample((count,))).mean()
+            return value.item(), numpy_of(torch.autograd.grad(value, self.module.get_parameter(weight))[0])
+
+        def mean(array):
+            module = eqx.tree_at(lambda module: module.weights[weight], self.module, array)
+            fn = module(*map(self.array, self.arrays))
+            return f(fn.sample(jax.random.key(seed), (count,))).mean()
+
+        value, gradient = jax.value_and_grad(mean)(self.module.weights[weight])
+        return float(value), numpy_of(gradient)
+
+
+def realised(engine, spec, weights=None, name="net", **sizes):
+    """The network of a spec on an engine, float64, in evaluation."""
+    network = Network(spec, sizes)
+    weights = network.initial_weights(name, 0) if weights is None else weights
+    module = engine_module(engine, "networks").realise(network, weights, dtype="float64")
+    return module.eval() if engine == "pyro" else module
+
+
+def engine_module(engine, name):
+    return importlib.import_module(f"guidebook.engines.{engine}.{name}")
+
+
+def numpy_of(array):
+    return None if array is None else array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request):
     return request.param
@@ -130,4 +187,6 @@ def both():
         rows=rows,
         sentences=sentences,
         replaying=replaying,
+        realised=realised,
+        Law=Law,
     )
