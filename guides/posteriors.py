@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from scipy.special import lambertw
 
+from ..models.flows import Flow, InverseAutoregressiveFlow
 from ..models.spec import Spec, Support, Weight
 
 
@@ -78,6 +79,19 @@ class DeltaNormal(PosteriorSpec):
         argument = -math.exp(-2 * self.rate - 1)
         least, largest = (float(-lambertw(argument, branch).real) for branch in (0, -1))
         return least, largest
+
+
+class FlowNormal(PosteriorSpec):
+    """q(z | x): a diagonal normal, [μ, log σ²] = W h, sent through a flow whose layers read h (Kingma et al. 2016)."""
+
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["flow_normal"] = "flow_normal"
+    flow: Flow = InverseAutoregressiveFlow()
+
+    def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
+        flow = self.flow.layout(latent=latent, features=features)
+        return super().layout(features=features, latent=latent) | flow
 
 
 class Laplace(PosteriorSpec):
@@ -189,6 +203,7 @@ Posterior = Annotated[
     | LowRankNormal
     | FullNormal
     | DeltaNormal
+    | FlowNormal
     | Laplace
     | Logistic
     | PointMass

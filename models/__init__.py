@@ -3,10 +3,20 @@
 from .batch import Batch
 from .decoders import Decoder, GRUDecoder, LSTMDecoder
 from .errors import BadInput, FailedRun
+from .flows import CouplingFlow, Flow, InverseAutoregressiveFlow, PlanarFlow
 from .language_model import LanguageModel, language_model
 from .mlp import MLP
 from .ppl import PPL
-from .priors import Categorical, GaussianMixture, IndependentBernoulli, LearnedNormal, Prior, StandardNormal, UniformBox
+from .priors import (
+    Categorical,
+    FlowPrior,
+    GaussianMixture,
+    IndependentBernoulli,
+    LearnedNormal,
+    Prior,
+    StandardNormal,
+    UniformBox,
+)
 from .sentence_vae import SentenceModel, sentence_vae
 from .spec import Network, Spec, Weight
 
@@ -16,15 +26,20 @@ __all__ = [
     "BadInput",
     "Batch",
     "Categorical",
+    "CouplingFlow",
     "Decoder",
     "FailedRun",
+    "Flow",
+    "FlowPrior",
     "GRUDecoder",
     "GaussianMixture",
     "IndependentBernoulli",
+    "InverseAutoregressiveFlow",
     "LSTMDecoder",
     "LanguageModel",
     "LearnedNormal",
     "Network",
+    "PlanarFlow",
     "Prior",
     "SentenceModel",
     "Spec",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from .flows import CouplingFlow, Flow
 from .spec import Spec, Support, Weight
 
 
@@ -59,6 +60,19 @@ class GaussianMixture(PriorSpec):
         }
 
 
+class FlowPrior(PriorSpec):
+    """p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned flow: the density is direct, a draw is f⁻¹ of a normal."""
+
+    support: ClassVar[Support] = "real"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["flow"] = "flow"
+    flow: Flow = CouplingFlow()
+
+    def layout(self) -> dict[str, Weight]:
+        return self.flow.layout(latent=self.dim)
+
+
 class UniformBox(PriorSpec):
     """p(z) uniform in the box [low, high]^dim."""
 
@@ -102,7 +116,7 @@ def _standard_without_a_kind(value: Any) -> Any:
 
 
 Prior = Annotated[
-    StandardNormal | LearnedNormal | GaussianMixture | UniformBox | IndependentBernoulli | Categorical,
+    StandardNormal | LearnedNormal | GaussianMixture | FlowPrior | UniformBox | IndependentBernoulli | Categorical,
     Field(discriminator="kind"),
     BeforeValidator(_standard_without_a_kind),
 ]

@@ -14,6 +14,8 @@ from jax import Array
 from ...guides import posteriors
 from .discrete import Bernoulli as BernoulliLatents
 from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
+from .flows import FlowNormal as NormalThroughFlow
+from .flows import layers_of
 from .module import Realised
 from .precision import product
 
@@ -65,6 +67,15 @@ class DeltaNormal(Amortised):
         variance = least + (largest - least) * jax.nn.sigmoid(within)
         squared = 2 * self.spec.rate + 1 + jnp.log(variance) - variance + jax.nn.relu(above)
         return dist.Normal(jnp.sqrt(jnp.maximum(squared, 1e-12)), jnp.sqrt(variance)).to_event(1)
+
+
+class FlowNormal(Amortised):
+    """q(z | x): a normal through a flow."""
+
+    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+        loc, log_variance, _ = self.parts(h, 2)
+        layers = layers_of(self.spec.flow, self.weights.__getitem__, loc.shape[-1], h)
+        return NormalThroughFlow(loc, jnp.exp(0.5 * log_variance), self.spec.flow, layers)
 
 
 class Laplace(Amortised):
@@ -139,6 +150,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.LowRankNormal: LowRankNormal,
     posteriors.FullNormal: FullNormal,
     posteriors.DeltaNormal: DeltaNormal,
+    posteriors.FlowNormal: FlowNormal,
     posteriors.Laplace: Laplace,
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,

@@ -10,6 +10,7 @@ from jax import Array
 
 from ...models import priors
 from .discrete import Bernoulli, OneHotCategorical
+from .flows import FlowNormal, layers_of
 from .module import Realised
 
 
@@ -33,6 +34,15 @@ class GaussianMixture(Realised):
     def __call__(self, *, key: Array | None = None) -> dist.Distribution:
         normals = dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights["logits"]), normals)
+
+
+class FlowPrior(Realised):
+    """p(z): prior() is a FlowNormal that normalises z."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        layers = layers_of(self.spec.flow, self.weights.__getitem__, self.spec.dim)
+        zero = jnp.zeros(self.spec.dim)
+        return FlowNormal(zero, zero + 1, self.spec.flow, layers, normalising=True)
 
 
 class UniformBox(Realised):
@@ -61,6 +71,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.StandardNormal: StandardNormal,
     priors.LearnedNormal: LearnedNormal,
     priors.GaussianMixture: GaussianMixture,
+    priors.FlowPrior: FlowPrior,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,
     priors.Categorical: Categorical,

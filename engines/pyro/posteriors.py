@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from ...guides import posteriors
 from .discrete import Bernoulli as BernoulliLatents
 from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
+from .flows import FlowNormal as NormalThroughFlow
+from .flows import layers_of
 from .module import Realised
 
 
@@ -65,6 +67,15 @@ class DeltaNormal(Amortised):
         variance = least + (largest - least) * within.sigmoid()
         squared = 2 * self.spec.rate + 1 + variance.log() - variance + above.relu()
         return dist.Normal(squared.clamp(min=1e-12).sqrt(), variance.sqrt(), validate_args=False).to_event(1)
+
+
+class FlowNormal(Amortised):
+    """q(z | x): a normal through a flow."""
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        loc, log_variance, _ = self.parts(h, 2)
+        layers = layers_of(self.spec.flow, self.get_parameter, loc.shape[-1], h)
+        return NormalThroughFlow(loc, (0.5 * log_variance).exp(), self.spec.flow, layers)
 
 
 class Laplace(Amortised):
@@ -139,6 +150,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.LowRankNormal: LowRankNormal,
     posteriors.FullNormal: FullNormal,
     posteriors.DeltaNormal: DeltaNormal,
+    posteriors.FlowNormal: FlowNormal,
     posteriors.Laplace: Laplace,
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,

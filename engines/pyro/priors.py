@@ -12,6 +12,7 @@ from torch import Tensor
 from ...models import priors
 from ...models.spec import Network
 from .discrete import Bernoulli, OneHotCategorical
+from .flows import FlowNormal, layers_of
 from .module import Realised
 
 
@@ -55,6 +56,14 @@ class GaussianMixture(Realised):
         return dist.MixtureSameFamily(chosen, normals, validate_args=False)
 
 
+class FlowPrior(_Placed):
+    """p(z): prior() is a FlowNormal that normalises z."""
+
+    def forward(self) -> dist.TorchDistribution:
+        layers = layers_of(self.spec.flow, self.get_parameter, self.spec.dim)
+        return FlowNormal(self.zero, torch.ones_like(self.zero), self.spec.flow, layers, normalising=True)
+
+
 class UniformBox(_Placed):
     """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
 
@@ -84,6 +93,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.StandardNormal: StandardNormal,
     priors.LearnedNormal: LearnedNormal,
     priors.GaussianMixture: GaussianMixture,
+    priors.FlowPrior: FlowPrior,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,
     priors.Categorical: Categorical,

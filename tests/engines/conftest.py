@@ -142,18 +142,23 @@ class Law:
 
     def gradient(self, f, count, seed=0, weight="weight"):
         """E f(z) as a mean over draws and its gradient to a weight. f must be arithmetic, of z (count, …)."""
-        if self.engine == "pyro":
-            torch.manual_seed(seed)
-            value = f(self.module(*map(self.array, self.arrays)).rsample((count,))).mean()
-            return value.item(), numpy_of(torch.autograd.grad(value, self.module.get_parameter(weight))[0])
 
-        def mean(array):
-            module = eqx.tree_at(lambda module: module.weights[weight], self.module, array)
-            fn = module(*map(self.array, self.arrays))
+        def mean(fn):
+            if self.engine == "pyro":
+                torch.manual_seed(seed)
+                return f(fn.rsample((count,))).mean()
             return f(fn.sample(jax.random.key(seed), (count,))).mean()
 
-        value, gradient = jax.value_and_grad(mean)(self.module.weights[weight])
-        return float(value), numpy_of(gradient)
+        return float(numpy_of(mean(self.fn))), gradient_of(self, mean, weight)
+
+
+def gradient_of(law, f, weight):
+    """∂ f(distribution) / ∂ weight, for a scalar f."""
+    arrays = [law.array(array) for array in law.arrays]
+    if law.engine == "pyro":
+        return numpy_of(torch.autograd.grad(f(law.module(*arrays)), law.module.get_parameter(weight))[0])
+    moved = lambda array: eqx.tree_at(lambda module: module.weights[weight], law.module, array)  # noqa: E731
+    return numpy_of(jax.grad(lambda array: f(moved(array)(*arrays)))(law.module.weights[weight]))
 
 
 def realised(engine, spec, weights=None, name="net", **sizes):
@@ -189,4 +194,6 @@ def both():
         replaying=replaying,
         realised=realised,
         Law=Law,
+        gradient_of=gradient_of,
+        engine_module=engine_module,
     )

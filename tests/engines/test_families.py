@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import get_args
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -151,9 +153,7 @@ def test_gradients_of_an_expectation_match_finite_differences(both, engine, kind
 
     def training(step):
         one = law(step)
-        if kind.startswith("relaxed"):
-            one = _in_training(one, both)
-        return one.gradient(f, 50)
+        return (_in_training(one) if kind.startswith("relaxed") else one).gradient(f, 50)
 
     _, gradient = training(0.0)
     step = 1e-5
@@ -161,21 +161,24 @@ def test_gradients_of_an_expectation_match_finite_differences(both, engine, kind
     assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-def _in_training(law, both):
+def _in_training(law):
     """The relaxed draws, which evaluation does not have."""
     if law.engine == "pyro":
         law.module.train()
-        return law
-    import jax
-
-    module = law.module
-
-    class Training(type(module)):
-        def __call__(self, h, *, key=None):
-            return super().__call__(h, key=jax.random.key(0))
-
-    law.module = Training(module.weights, module.spec, module.precision, module.sizes)
+        law.fn = law.module(*map(law.array, law.arrays))
+    else:
+        law.module = _Training(law.module.weights, law.module)
+        law.fn = law.module(*map(law.array, law.arrays))
     return law
+
+
+class _Training(eqx.Module):
+    weights: dict
+    module: eqx.Module
+
+    def __call__(self, h):
+        module = eqx.tree_at(lambda module: module.weights, self.module, self.weights)
+        return module(h, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,21 @@ from guidebook.inference.mistakes import sentence
 pytestmark = pytest.mark.usefixtures("_eager")
 PAIR = PAIRS["sentence_vae"]
 V, Z = 11, 3
-REAL = ["diagonal_normal", "low_rank_normal", "full_normal", "delta_normal", "laplace", "logistic", "point_mass"]
+REAL = [
+    "diagonal_normal",
+    "low_rank_normal",
+    "full_normal",
+    "delta_normal",
+    "laplace",
+    "logistic",
+    "point_mass",
+    "flow_normal",
+]
 COMBINATIONS = [
     *(("standard_normal", kind) for kind in REAL),
     ("diagonal_normal", "full_normal"),
     ("gaussian_mixture", "diagonal_normal"),
+    ("flow", "diagonal_normal"),
     ("uniform_box", "uniform_box"),
     ("bernoulli", "relaxed_bernoulli"),
     ("categorical", "relaxed_categorical"),
