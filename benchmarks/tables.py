@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` (from RECIPE.ENGINE.SEED.json)
-or `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms", …}]}`).
+or `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms", …}]}`) or
+`compatibility` (from the specs).
 """
 
 from __future__ import annotations
@@ -138,7 +139,31 @@ def ratio(above: Any, below: Any) -> str:
     return number(float(above) / float(below)) if above and below else NONE
 
 
-TABLES = {"quality": quality, "speed": speed}
+def compatibility() -> str:
+    """What fits each posterior, from the matrix that `guidebook list --json` prints."""
+    from guidebook.inference.compatibility import matrix
+
+    priors: dict[str, set[str]] = {}
+    divergences: dict[str, dict[str, set[str]]] = {}
+    for row in matrix():
+        found = divergences.setdefault(row["posterior"], {})
+        if row["fits"]:
+            priors.setdefault(row["posterior"], set()).add(row["prior"])
+            found.setdefault(row["divergence"], set()).add(row["estimator"] or "")
+    rows = [
+        [f"`{posterior}`", ", ".join(sorted(priors[posterior])), "; ".join(map(_with_estimators, found.items()))]
+        for posterior, found in divergences.items()
+    ]
+    return table(["posterior", "priors", "divergences (estimators)"], rows)
+
+
+def _with_estimators(fits: tuple[str, set[str]]) -> str:
+    kind, estimators = fits
+    named = ", ".join(sorted(filter(None, estimators)))
+    return f"{kind} ({named})" if named else kind
+
+
+TABLES = {"quality": quality, "speed": speed, "compatibility": compatibility}
 
 
 def renewed(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ..engines import ENGINES, installed
 from ..guides import PAIRS, Encoder, Posterior
 from ..models import Decoder, Prior
+from .compatibility import matrix
 from .divergences import Divergence
 from .mistakes import models_in
 from .recipe import RECIPES
@@ -34,6 +35,8 @@ class Catalogue:
     recipes: list[str]
     specs: dict[str, dict[str, str]]
     engines: dict[str, bool]
+    matrix: list[dict[str, Any]]
+    """Every prior × posterior × divergence × estimator: whether they fit, and why not."""
 
     def to_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -58,6 +61,7 @@ def catalogue() -> Catalogue:
             for role, annotation in ROLES.items()
         },
         engines={name: name in here for name in ENGINES},
+        matrix=list(matrix()),
     )
 
 

@@ -24,6 +24,7 @@ from pydantic import (
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
+from .compatibility import misfit
 from .datasets import Arrays, Data
 from .divergences import KL, Divergence
 from .mistakes import models_in, nearest, sentence
@@ -125,7 +126,12 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
     for side, spec in (("model", chosen.model_spec), ("guide", chosen.guide_spec)):
         tables[side] = _validated(spec, raw.get(side, {}), origin, side)
     tables["data"] = _validated(Data if chosen.text else Arrays, raw.get("data", {}), origin, "data")
-    return _validated(Recipe, tables, origin)
+    recipe = _validated(Recipe, tables, origin)
+    prior, posterior = getattr(recipe.model, "prior", None), getattr(recipe.guide, "posterior", None)
+    why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
+    if why:
+        raise BadInput(f"{origin}: {why}")
+    return recipe
 
 
 def read(source: str | Path) -> tuple[dict[str, Any], str]:

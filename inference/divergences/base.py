@@ -33,6 +33,11 @@ class Objectives(Spec):
         """Fields of `Terms` beyond those always there."""
         return frozenset()
 
+    @property
+    def pathwise(self) -> bool:
+        """Whether its gradient passes through the guide's draws."""
+        return True
+
     def loss(self, terms: Terms, weight: Any) -> Any | Sides:
         """What training minimises, (B,) nats per datum; `Sides` where model and guide minimise different things."""
         raise NotImplementedError

@@ -49,6 +49,10 @@ class FDivergence(Objectives):
     def needs(self) -> frozenset[str]:
         return frozenset({self.estimator})
 
+    @property
+    def pathwise(self) -> bool:
+        return self.estimator == "path"
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         log_weight = particles_first(terms.log_weight(weight))
         xp = namespace(log_weight)

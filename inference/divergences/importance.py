@@ -136,6 +136,10 @@ class TVO(Objectives):
         inner = np.geomspace(self.first, 1.0, self.partitions) if self.partitions > 1 else np.ones(1)
         return (0.0, *map(float, inner))
 
+    @property
+    def pathwise(self) -> bool:
+        return False
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         log_weight = particles_first(terms.log_weight(weight))
         xp, betas = namespace(log_weight), self.betas

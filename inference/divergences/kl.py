@@ -60,6 +60,10 @@ class KL(Objectives):
     def needs(self) -> frozenset[str]:
         return frozenset({"stl": {"path"}, "score": {"score"}}.get(self.estimator, ()))
 
+    @property
+    def pathwise(self) -> bool:
+        return self.estimator != "score"
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         if self.estimator != "analytic":
             return self._sampled(terms, weight)

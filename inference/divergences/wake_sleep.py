@@ -30,6 +30,10 @@ class ReweightedWakeSleep(Objectives):
     def needs(self) -> frozenset[str]:
         return frozenset({"score"})
 
+    @property
+    def pathwise(self) -> bool:
+        return False
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         log_weight = particles_first(terms.log_weight(weight))
         xp = namespace(log_weight)

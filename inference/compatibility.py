@@ -1,0 +1,94 @@
+"""What fits together, computed from what the specs say of themselves: supports, gradients, formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..guides import Posterior
+from ..models import Prior
+from .divergences import Divergence
+from .mistakes import models_in
+
+NORMAL = {"prior": ("standard_normal", "diagonal_normal"), "posterior": ("diagonal_normal", "delta_normal")}
+"""Kinds whose distribution is a diagonal normal, which a divergence with a formula for normals needs."""
+
+
+def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
+    """Why the three do not fit, and the nearest that would; None where they do."""
+    if not _inside(posterior.support, prior.support):
+        others = [kind for kind, spec in kinds(Prior).items() if _inside(posterior.support, spec.support)]
+        return (
+            f"the posterior {posterior.kind!r} draws {PLACES[posterior.support]} and the prior {prior.kind!r} lives "
+            f"{PLACES[prior.support]}: use the prior {' or '.join(others) or 'of the same support'}"
+        )
+    if divergence.pathwise and not posterior.pathwise:
+        others = [kind for kind, spec in kinds(Divergence).items() if not _example(spec).pathwise]
+        scored = divergence.kind if divergence.kind == "f_divergence" else "kl"
+        return (
+            f"the posterior {posterior.kind!r} has no gradient through its draws and the divergence "
+            f'{divergence.kind!r} needs one: use {scored} with estimator = "score", or {" or ".join(others)}'
+        )
+    if "normal" in divergence.needs:
+        for role, part in (("prior", prior), ("posterior", posterior)):
+            if part.kind not in NORMAL[role]:
+                return (
+                    f"the divergence {divergence.kind!r} has a formula for diagonal normals only and the {role} is "
+                    f"{part.kind!r}: use the {role} {' or '.join(NORMAL[role])}, or the divergence kl"
+                )
+    return None
+
+
+PLACES = {
+    "real": "in all of R^Z",
+    "sphere": "on the sphere",
+    "box": "in a box",
+    "binary": "in {0, 1}^Z",
+    "one_hot": "among one-hot vectors",
+}
+"""Support → where that is, in words."""
+
+
+def kinds(annotation: Any) -> dict[str, Any]:
+    """Kind → spec class of a role."""
+    return {spec.model_fields["kind"].default: spec for spec in models_in(annotation) if "kind" in spec.model_fields}
+
+
+def matrix() -> Iterator[dict[str, Any]]:
+    """Every prior with every posterior and every divergence with every estimator: whether they fit, or why not."""
+    for prior in kinds(Prior).values():
+        for posterior in kinds(Posterior).values():
+            for divergence in (choice for spec in kinds(Divergence).values() for choice in _choices(spec)):
+                why = misfit(_Facts(prior), _Facts(posterior), divergence)
+                yield {
+                    "prior": prior.model_fields["kind"].default,
+                    "posterior": posterior.model_fields["kind"].default,
+                    "divergence": divergence.kind,
+                    "estimator": getattr(divergence, "estimator", None),
+                    "fits": why is None,
+                    "why": why,
+                }
+
+
+class _Facts:
+    """What a spec's class says, without an instance: some have fields without a default."""
+
+    def __init__(self, spec: Any) -> None:
+        self.kind = spec.model_fields["kind"].default
+        self.support, self.pathwise = spec.support, getattr(spec, "pathwise", True)
+
+
+def _inside(one: str, other: str) -> bool:
+    return one == other or (one, other) == ("box", "real")
+
+
+def _choices(spec: Any) -> Iterator[Any]:
+    """The divergence with each of its estimators that it allows."""
+    field = spec.model_fields.get("estimator")
+    for estimator in field.annotation.__args__ if field else (None,):
+        yield _example(spec, **({"estimator": estimator} if estimator else {}))
+
+
+def _example(spec: Any, **fields: Any) -> Any:
+    needed = {name: 1.0 for name, field in spec.model_fields.items() if field.is_required()}
+    return spec(**needed, **fields)

@@ -1,0 +1,71 @@
+"""The compatibility matrix says of every combination whether it fits, and a recipe is refused exactly where it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from guidebook.guides import Posterior
+from guidebook.inference import compatibility
+from guidebook.inference.catalogue import catalogue
+from guidebook.inference.divergences import Divergence
+from guidebook.inference.recipe import parse
+from guidebook.models import BadInput, Prior
+
+MATRIX = list(compatibility.matrix())
+
+
+def recipe(row):
+    divergence = {"kind": row["divergence"]} | ({"estimator": row["estimator"]} if row["estimator"] else {})
+    required = compatibility.kinds(Divergence)[row["divergence"]].model_fields
+    divergence |= {name: 1.0 for name, field in required.items() if field.is_required()}
+    return {
+        "model": {"prior": {"kind": row["prior"], "dim": 4}},
+        "guide": {"posterior": {"kind": row["posterior"]}},
+        "divergence": divergence,
+        "data": {"corpus": "stdlib_docs"},
+    }
+
+
+def test_every_combination_is_in_it_once():
+    priors, posteriors = compatibility.kinds(Prior), compatibility.kinds(Posterior)
+    assert {(row["prior"], row["posterior"]) for row in MATRIX} == {(p, q) for p in priors for q in posteriors}
+    assert {row["divergence"] for row in MATRIX} == set(compatibility.kinds(Divergence))
+    assert len({tuple(row[key] for key in ("prior", "posterior", "divergence", "estimator")) for row in MATRIX}) == len(
+        MATRIX
+    )
+    assert catalogue().to_dict()["matrix"] == MATRIX
+
+
+def test_every_part_fits_something():
+    for role in ("prior", "posterior", "divergence"):
+        assert {row[role] for row in MATRIX} == {row[role] for row in MATRIX if row["fits"]}, role
+
+
+@pytest.mark.parametrize("row", MATRIX[::23], ids=lambda row: " ".join(str(value) for value in list(row.values())[:4]))
+def test_a_recipe_is_refused_exactly_where_the_matrix_says_so(row):
+    if row["fits"]:
+        assert parse(recipe(row)).divergence.kind == row["divergence"]
+        return
+    with pytest.raises(BadInput) as refused:
+        parse(recipe(row))
+    assert row["why"] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"posterior": "bernoulli"},
+            r"in \{0, 1\}\^Z and the prior 'standard_normal' lives in all of R\^Z: use the prior bernoulli",
+        ),
+        (
+            {"prior": "bernoulli", "posterior": "bernoulli"},
+            'no gradient through its draws .* use kl with estimator = "score"',
+        ),
+        ({"divergence": "geometric_jensen_shannon", "posterior": "laplace"}, "formula for diagonal normals only"),
+    ],
+)
+def test_the_sentence_says_what_would_fit(changed, sentence):
+    row = {"prior": "standard_normal", "posterior": "diagonal_normal", "divergence": "kl", "estimator": None} | changed
+    with pytest.raises(BadInput, match=sentence):
+        parse(recipe(row))
