@@ -16,7 +16,9 @@ SENTENCE_VAE = Pair(
     model=sentence_vae,
     guide=sentence_guide,
     name="sentence_vae",
-    networks=lambda model, guide, vocabulary: model.networks(vocabulary) | guide.networks(vocabulary, model.prior.dim),
+    networks=lambda model, guide, vocabulary: (
+        model.networks(vocabulary, guide.encoder.embedding) | guide.networks(vocabulary, model.prior.dim)
+    ),
     model_spec=SentenceModel,
     guide_spec=SentenceGuide,
     plate="sentences",

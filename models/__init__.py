@@ -9,6 +9,7 @@ from .mlp import MLP
 from .ppl import PPL
 from .priors import (
     Categorical,
+    ConditionalNormal,
     FlowPrior,
     GaussianMixture,
     IndependentBernoulli,
@@ -16,6 +17,7 @@ from .priors import (
     Prior,
     StandardNormal,
     UniformBox,
+    VampPrior,
 )
 from .sentence_vae import SentenceModel, sentence_vae
 from .spec import Network, Spec, Weight
@@ -26,6 +28,7 @@ __all__ = [
     "BadInput",
     "Batch",
     "Categorical",
+    "ConditionalNormal",
     "CouplingFlow",
     "Decoder",
     "FailedRun",
@@ -45,6 +48,7 @@ __all__ = [
     "Spec",
     "StandardNormal",
     "UniformBox",
+    "VampPrior",
     "Weight",
     "language_model",
     "sentence_vae",

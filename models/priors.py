@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from .flows import CouplingFlow, Flow
-from .spec import Spec, Support, Weight
+from .mlp import MLP
+from .spec import Network, Spec, Support, Weight
 
 
 class PriorSpec(Spec):
@@ -20,6 +21,10 @@ class PriorSpec(Spec):
 
     kind: str
     dim: PositiveInt = Field(default=32, description="Z, dimensions of the latent")
+
+    def network(self, **sizes: int) -> Network:
+        """The prior as a network of a pair, whose encoder reads inputs of these `sizes`."""
+        return Network(self)
 
 
 class StandardNormal(PriorSpec):
@@ -58,6 +63,47 @@ class GaussianMixture(PriorSpec):
             "loc": Weight(shape, self.initial_scale),
             "log_variance": Weight(shape, 0.0),
         }
+
+
+class VampPrior(PriorSpec):
+    """p(z) = 1/K Σ_k q(z | u_k): the pair's own posterior at K learned pseudo-inputs (Tomczak & Welling 2018, eq. 9).
+
+    Sizes: of a pair of sentences, `embedding` E: u_k is `length` word embeddings in place of words, so it needs no
+    vocabulary; of a pair of vectors, `width` D: u_k is one of them. The encoder and the posterior have gradients from
+    here too, and stay the guide's.
+    """
+
+    support: ClassVar[Support] = "real"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["vamp"] = "vamp"
+    components: PositiveInt = Field(default=50, description="K")
+    length: PositiveInt = Field(default=10, description="words of a pseudo-sentence")
+    initial_scale: PositiveFloat = Field(default=0.1, description="the pseudo-inputs start uniform in ± this")
+
+    def network(self, **sizes: int) -> Network:
+        return Network(self, sizes)
+
+    def layout(self, *, embedding: int = 0, width: int = 0) -> dict[str, Weight]:
+        shape = (self.components, self.length, embedding) if embedding else (self.components, width)
+        return {"inputs": Weight(shape, self.initial_scale)}
+
+
+class ConditionalNormal(PriorSpec):
+    """p(z | c) = N(m, diag s²), [m, log s²] an MLP of c: for stories of your own that say `prior(c)`.
+
+    Size from the surroundings: `condition` C, the width of c.
+    """
+
+    support: ClassVar[Support] = "real"
+    activate_outputs: ClassVar[bool] = False
+
+    kind: Literal["conditional_normal"] = "conditional_normal"
+    hidden: tuple[PositiveInt, ...] = Field(default=(128,), strict=False, description="widths of the hidden layers")
+    activation: Literal["tanh", "relu", "softplus"] = "tanh"
+
+    def layout(self, *, condition: int) -> dict[str, Weight]:
+        return MLP(hidden=self.hidden).layout(inputs=condition, outputs=2 * self.dim)
 
 
 class FlowPrior(PriorSpec):
@@ -116,7 +162,14 @@ def _standard_without_a_kind(value: Any) -> Any:
 
 
 Prior = Annotated[
-    StandardNormal | LearnedNormal | GaussianMixture | FlowPrior | UniformBox | IndependentBernoulli | Categorical,
+    StandardNormal
+    | LearnedNormal
+    | GaussianMixture
+    | FlowPrior
+    | VampPrior
+    | UniformBox
+    | IndependentBernoulli
+    | Categorical,
     Field(discriminator="kind"),
     BeforeValidator(_standard_without_a_kind),
 ]

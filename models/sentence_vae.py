@@ -26,9 +26,10 @@ class SentenceModel(Spec):
     prior: Prior = StandardNormal()
     decoder: Decoder = LSTMDecoder()
 
-    def networks(self, vocabulary: int) -> dict[str, Network]:
+    def networks(self, vocabulary: int, embedding: int) -> dict[str, Network]:
+        """embedding: E of the encoder."""
         sizes = {"vocabulary": vocabulary, "latent": self.prior.dim}
-        return {"prior": Network(self.prior), "decoder": Network(self.decoder, sizes)}
+        return {"prior": self.prior.network(embedding=embedding), "decoder": Network(self.decoder, sizes)}
 
 
 def sentence_vae(ppl: PPL, batch: Batch, nets: Mapping[str, Network]) -> None:

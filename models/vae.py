@@ -30,7 +30,7 @@ class VAEModel(Spec):
     def networks(self, width: int) -> dict[str, Network]:
         sizes = {"inputs": self.prior.dim, "outputs": self.likelihood.features(width)}
         return {
-            "prior": Network(self.prior),
+            "prior": self.prior.network(width=width),
             "decoder": Network(self.decoder, sizes),
             "likelihood": Network(self.likelihood),
         }

@@ -13,10 +13,13 @@ from numpyro.distributions import constraints
 
 
 class Bernoulli(dist.BernoulliLogits):
-    """Draws are 0.0 and 1.0, of the logits' type: a network reads them."""
+    """Draws are 0.0 and 1.0, of the logits' type: a network reads them. Between the two log_prob is linear."""
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         return super().sample(key, sample_shape).astype(jnp.result_type(self.logits))
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+        return value * self.logits - jax.nn.softplus(self.logits)
 
 
 class OneHotCategorical(dist.Distribution):

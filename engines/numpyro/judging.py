@@ -22,7 +22,7 @@ from ..terms import Terms
 from . import objective
 from .analytic import peel
 from .noise import CommonNoise
-from .ppl import seeded
+from .ppl import PPL, seeded
 from .programs import Function, Parameters, Realised
 
 
@@ -81,7 +81,9 @@ class Judging(Realised):
         return {site: by_row(to_numpy(value), **self._layouts[site], rows=rows) for site, value in latents.items()}
 
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
-        return to_numpy(self.modules(state.parameters)["prior"]().sample(_key(seed), (rows,)))
+        modules = self.modules(state.parameters)
+        prior = PPL(modules, register=False, training=False).module("prior", modules["prior"])
+        return to_numpy(prior().sample(_key(seed), (rows,)))
 
     def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
         z = None if latent is None else jnp.asarray(latent, self.dtype)

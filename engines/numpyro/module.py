@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jax import Array
@@ -10,6 +10,9 @@ from jax import Array
 
 class Realised(eqx.Module):
     """A spec with its weights."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other networks of the pair that a call is handed by keyword, with their weights."""
 
     weights: dict[str, Array]
     spec: Any = eqx.field(static=True)

@@ -21,6 +21,7 @@ from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
 from .likelihoods import LIKELIHOODS
+from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
 from .precision import check_precision, product
@@ -150,27 +151,24 @@ class RecurrentEncoder(Recurrent):
     """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) pools the states after that many tokens to (B, H)."""
 
     def __call__(self, tokens: Array, lengths: Array, *, key: Array | None = None) -> Array:
-        rows, steps = tokens.shape
-        states = self._run(self._projected(tokens), *self._zeros((1, rows)))[:, 0]
-        lengths = jnp.maximum(lengths, 1)
+        states = self._run(self._projected(tokens), *self._zeros((1, len(tokens))))[:, 0]
+        return self._pooled(states, jnp.maximum(lengths, 1))
+
+    def read(self, embedded: Array) -> Array:
+        """(B, H) from embeddings in place of tokens, (B, T, E), all of them read."""
+        rows, steps, _ = embedded.shape
+        projected = product(embedded.swapaxes(0, 1), self._word_weight, self.precision)
+        return self._pooled(self._run(projected, *self._zeros((1, rows)))[:, 0], jnp.full(rows, steps))
+
+    def _pooled(self, states: Array, lengths: Array) -> Array:
+        """(B, H) from states (T, B, H), the first `lengths` of them."""
+        steps, rows, _ = states.shape
         if self.spec.pooling == "last":
             return states[lengths - 1, jnp.arange(rows)]
         real = (jnp.arange(steps)[:, None] < lengths)[..., None]
         if self.spec.pooling == "max":
             return states.max(0, where=real, initial=-jnp.inf)
         return states.sum(0, where=real) / lengths[:, None]
-
-
-class MLP(Realised):
-    """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
-
-    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
-        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[self.spec.activation]
-        for layer in range(len(self.spec.hidden) + 1):
-            if layer:
-                x = activation(x)
-            x = product(x, self.weights[f"weight_{layer}"]) + self.weights[f"bias_{layer}"]
-        return activation(x) if self.spec.activate_outputs else x
 
 
 REALISED: dict[type, type[Realised]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -66,12 +67,17 @@ class PPL:
         if module is None or not (self.register or module is own):
             raise _unlisted(name)
         self.used.add(name)
-        if self.register:
-            arrays, rest = eqx.partition(module, eqx.is_inexact_array)
-            module = eqx.combine(numpyro.param(f"{name}$params", lambda _: arrays), rest)
+        module = self._registered(name, module)
+        others = {other: self._registered(other, self.modules[other]) for other in getattr(module, "reads", ())}
         if not (self.training and _takes_key(module)):
+            return partial(module, **others) if others else module
+        return lambda *args: module(*args, **others, key=numpyro.prng_key())
+
+    def _registered(self, name: str, module: Any) -> Any:
+        if not self.register:
             return module
-        return lambda *args: module(*args, key=numpyro.prng_key())
+        arrays, rest = eqx.partition(module, eqx.is_inexact_array)
+        return eqx.combine(numpyro.param(f"{name}$params", lambda _: arrays), rest)
 
     def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
         """`numpyro.contrib.control_flow.scan`: every site inside comes out as one, time before its other axes."""

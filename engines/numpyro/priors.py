@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -11,6 +12,7 @@ from jax import Array
 from ...models import priors
 from .discrete import Bernoulli, OneHotCategorical
 from .flows import FlowNormal, layers_of
+from .mlp import MLP
 from .module import Realised
 
 
@@ -34,6 +36,26 @@ class GaussianMixture(Realised):
     def __call__(self, *, key: Array | None = None) -> dist.Distribution:
         normals = dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights["logits"]), normals)
+
+
+class VampPrior(Realised):
+    """p(z): prior() is the mixture of the posterior at the pseudo-inputs; the pair's networks are handed in."""
+
+    reads = ("encoder", "posterior")
+
+    def __call__(self, *, encoder: Any, posterior: Any, key: Array | None = None) -> dist.Distribution:
+        inputs = self.weights["inputs"]
+        h = encoder.read(inputs) if inputs.ndim == 3 else encoder(inputs)
+        chosen = dist.Categorical(logits=jnp.zeros(len(inputs), inputs.dtype))
+        return dist.MixtureSameFamily(chosen, posterior(h))
+
+
+class ConditionalNormal(MLP):
+    """p(z | c): prior(c (…, C)) is a Normal of event shape (Z,)."""
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> dist.Distribution:
+        loc, log_variance = jnp.split(super().__call__(x), 2, axis=-1)
+        return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
 
 
 class FlowPrior(Realised):
@@ -71,6 +93,8 @@ PRIORS: dict[type, type[Realised]] = {
     priors.StandardNormal: StandardNormal,
     priors.LearnedNormal: LearnedNormal,
     priors.GaussianMixture: GaussianMixture,
+    priors.VampPrior: VampPrior,
+    priors.ConditionalNormal: ConditionalNormal,
     priors.FlowPrior: FlowPrior,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,

@@ -89,7 +89,7 @@ class Judging(Realised):
 
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
         with self._evaluation(seed):
-            return to_numpy(self.networks["prior"]().sample((rows,)))
+            return to_numpy(self.ppl.module("prior", self.networks["prior"])().sample((rows,)))
 
     def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
         z = None if latent is None else torch.as_tensor(latent).to(self.settings.device, self.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ class Realised(nn.Module):
 
     spec: Any
     sizes: dict[str, int]
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other networks of the pair that a call is handed by keyword, with their weights."""
 
     def __init__(self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str) -> None:
         super().__init__()

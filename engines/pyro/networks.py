@@ -21,6 +21,7 @@ from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
 from .likelihoods import LIKELIHOODS
+from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
 from .precision import check_precision, product, products_in
@@ -73,6 +74,10 @@ class Recurrent(Realised):
     def _run(self, tokens: Tensor, z: Tensor | None, shape: tuple[int, int], dropout: float = 0.0) -> Tensor:
         """States (T, S, B, H) after each of `tokens` (B, T); `shape` is (S, B)."""
         embedded = dropped(F.embedding(tokens.t(), self.embedding), dropout if self.training else 0.0)
+        return self._read(embedded, z, shape)
+
+    def _read(self, embedded: Tensor, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
+        """The same from embeddings (T, B, E)."""
         initial = self._initial(z, shape)
         if embedded.device.type in _LIBRARY_DEVICES:
             return _by_library(self.spec.kind, _joined(embedded, z, shape), initial, *self._cell_weights())
@@ -166,27 +171,23 @@ class RecurrentEncoder(Recurrent):
     """h of q(z | x): encoder(tokens (B, T + 1), lengths (B,)) pools the states after that many tokens to (B, H)."""
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        rows, steps = tokens.shape
-        states = self._run(tokens, None, (1, rows)).squeeze(1)
-        lengths = lengths.clamp(min=1)
+        return self._pooled(self._run(tokens, None, (1, len(tokens))).squeeze(1), lengths.clamp(min=1))
+
+    def read(self, embedded: Tensor) -> Tensor:
+        """(B, H) from embeddings in place of tokens, (B, T, E), all of them read."""
+        rows, steps, _ = embedded.shape
+        states = self._read(embedded.transpose(0, 1), None, (1, rows)).squeeze(1)
+        return self._pooled(states, torch.full((rows,), steps, device=embedded.device))
+
+    def _pooled(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """(B, H) from states (T, B, H), the first `lengths` of them."""
+        steps, rows, _ = states.shape
         if self.spec.pooling == "last":
-            return states[lengths - 1, torch.arange(rows, device=tokens.device)]
-        pads = (torch.arange(steps, device=tokens.device).unsqueeze(-1) >= lengths).unsqueeze(-1)
+            return states[lengths - 1, torch.arange(rows, device=states.device)]
+        pads = (torch.arange(steps, device=states.device).unsqueeze(-1) >= lengths).unsqueeze(-1)
         if self.spec.pooling == "max":
             return states.masked_fill(pads, -math.inf).amax(0)
         return states.masked_fill(pads, 0.0).sum(0) / lengths.unsqueeze(-1)
-
-
-class MLP(Realised):
-    """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        activation = {"tanh": torch.tanh, "relu": torch.relu, "softplus": F.softplus}[self.spec.activation]
-        for layer in range(len(self.spec.hidden) + 1):
-            if layer:
-                x = activation(x)
-            x = F.linear(x, self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}"))
-        return activation(x) if self.spec.activate_outputs else x
 
 
 REALISED: dict[type, type[Realised]] = {

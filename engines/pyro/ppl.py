@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -64,6 +65,11 @@ class PPL:
         if module is None or not (self.register or module is own):
             raise _unlisted(name)
         self.used.add(name)
+        call = self._registered(name, module)
+        others = {other: self._registered(other, self.modules[other]) for other in getattr(module, "reads", ())}
+        return partial(call, **others) if others else call
+
+    def _registered(self, name: str, module: Any) -> Any:
         return pyro.module(name, module) if self.register else module
 
     def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from ...models import priors
 from ...models.spec import Network
 from .discrete import Bernoulli, OneHotCategorical
 from .flows import FlowNormal, layers_of
+from .mlp import MLP
 from .module import Realised
 
 
@@ -56,6 +57,26 @@ class GaussianMixture(Realised):
         return dist.MixtureSameFamily(chosen, normals, validate_args=False)
 
 
+class VampPrior(Realised):
+    """p(z): prior() is the mixture of the posterior at the pseudo-inputs; the pair's networks are handed in."""
+
+    inputs: Tensor
+    reads = ("encoder", "posterior")
+
+    def forward(self, *, encoder: Any, posterior: Any) -> dist.TorchDistribution:
+        h = encoder.read(self.inputs) if self.inputs.dim() == 3 else encoder(self.inputs)
+        chosen = dist.Categorical(logits=self.inputs.new_zeros(len(self.inputs)), validate_args=False)
+        return dist.MixtureSameFamily(chosen, posterior(h), validate_args=False)
+
+
+class ConditionalNormal(MLP):
+    """p(z | c): prior(c (…, C)) is a Normal of event shape (Z,)."""
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        loc, log_variance = super().forward(x).chunk(2, -1)
+        return dist.Normal(loc, (0.5 * log_variance).exp(), validate_args=False).to_event(1)
+
+
 class FlowPrior(_Placed):
     """p(z): prior() is a FlowNormal that normalises z."""
 
@@ -93,6 +114,8 @@ PRIORS: dict[type, type[Realised]] = {
     priors.StandardNormal: StandardNormal,
     priors.LearnedNormal: LearnedNormal,
     priors.GaussianMixture: GaussianMixture,
+    priors.VampPrior: VampPrior,
+    priors.ConditionalNormal: ConditionalNormal,
     priors.FlowPrior: FlowPrior,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,

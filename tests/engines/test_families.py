@@ -22,7 +22,9 @@ pytestmark = [
 ]
 Z, H, B = 2, 3, 4
 FEATURES = np.random.default_rng(0).normal(size=(B, H))
-PRIORS = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(Prior)[0])}
+PRIORS = {
+    spec.model_fields["kind"].default: spec for spec in get_args(get_args(Prior)[0]) if spec is not priors.VampPrior
+}
 POSTERIORS = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(Posterior)[0])}
 SPHERE = {kind for kind, spec in (PRIORS | POSTERIORS).items() if spec.support == "sphere"}
 PLAIN = [kind for kind in POSTERIORS if kind not in SPHERE]
@@ -219,6 +221,22 @@ def _marginal(law, z, dimension):
     both, none = law.log_prob(at), law.log_prob(np.zeros((1, B, Z)))
     scale = np.exp(both - none).sum(0) * (z[1] - z[0])
     return both - none - np.log(scale)
+
+
+@pytest.mark.parametrize("kind", ["relaxed_bernoulli", "relaxed_categorical"])
+def test_straight_through_draws_are_rounded_with_the_gradient_of_the_unrounded(both, engine, kind):
+    sizes = {"features": H, "latent": Z}
+    weights = random_weights(POSTERIORS[kind](), **sizes)
+    gradients, draws = [], []
+    for straight_through in (True, False):
+        spec = POSTERIORS[kind](straight_through=straight_through)
+        law = _in_training(both.Law(engine, both.realised(engine, spec, weights, **sizes), FEATURES))
+        gradients.append(law.gradient(lambda z: z[..., 0] - 2 * z[..., 1], 50)[1])
+        draws.append(law.draws(50))
+        assert np.isfinite(law.log_prob(draws[-1])).all()
+    np.testing.assert_allclose(*gradients, rtol=1e-10)
+    assert set(np.unique(draws[0])) == {0.0, 1.0}
+    np.testing.assert_array_equal(draws[0], np.round(draws[1]))
 
 
 def test_the_delta_normal_spends_its_rate_in_every_dimension(both, engine):

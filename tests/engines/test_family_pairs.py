@@ -28,6 +28,8 @@ COMBINATIONS = [
     ("diagonal_normal", "full_normal"),
     ("gaussian_mixture", "diagonal_normal"),
     ("flow", "diagonal_normal"),
+    ("vamp", "diagonal_normal"),
+    ("vamp", "full_normal"),
     ("uniform_box", "uniform_box"),
     ("bernoulli", "relaxed_bernoulli"),
     ("categorical", "relaxed_categorical"),
