@@ -169,7 +169,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny, engine):
     halves = [{name: array[rows] for name, array in whole.items()} for rows in (slice(0, 8), slice(8, 16))]
     after = []
     for batches in ([whole], halves):
-        program = program_of(recipe, pair, data.vocabulary, 40)
+        program = program_of(recipe, pair, data.width, 40)
         state, info = program.step(program.init(whole), batches, Control(0, 1.0, {"model": 1.0, "guide": 1.0}))
         after.append((program.weights(state), {key: float(value) for key, value in info.items()}))
     (large, one), (summed, two) = after
@@ -210,7 +210,7 @@ def test_the_engines_take_the_same_steps(tiny, kind):
         table = f"fit.optimiser={{kind='{kind}', learning_rate=0.01, weight_decay=0.1, momentum=0.5, clip=0.5}}"
         recipe, pair, _ = language_model(tiny, engine, table)
         data = dataset_of(recipe, pair)
-        program = program_of(recipe, pair, data.vocabulary, 40)
+        program = program_of(recipe, pair, data.width, 40)
         batch = data.batches("train", batch_size=16).batch(0)
         state = program.init(batch)
         for step in range(5):
@@ -295,9 +295,10 @@ def test_the_default_folder_says_recipe_engine_and_seed(tiny, tmp_path, monkeypa
 def test_without_a_terminal_there_is_one_line_an_epoch(tiny, tmp_path, capsys):
     fit(tiny, out=tmp_path / "run")
     out, err = capsys.readouterr()
-    head, *epochs, tail = err.splitlines()
+    head, warning, *epochs, tail = err.splitlines()
     assert out == ""
     assert head.startswith("sentence_vae on pyro: 40 ")
+    assert warning.startswith("warning: training ends with divergence.weight at ")
     assert [line.split()[:2] for line in epochs] == [["epoch", "1"], ["epoch", "2"]]
     assert all("objective" in line and "ELBO" in line and "KL" in line for line in epochs)
     assert tail == f"all steps done; the run is in {tmp_path / 'run'}"
