@@ -137,6 +137,35 @@ class UniformBox(PosteriorSpec):
         return self
 
 
+class _Spherical(PosteriorSpec):
+    """A family on the sphere, W h = [m, k]: μ = m / |m|, and κ = 1 + softplus(k) unless it is given."""
+
+    support: ClassVar[Support] = "sphere"
+    factorised: ClassVar[bool] = False
+
+    concentration: PositiveFloat | None = Field(
+        default=None, description="κ, the same for every datum: the KL is a constant then (Xu & Durrett 2018)"
+    )
+
+    def outputs(self, latent: int) -> int:
+        return latent + (self.concentration is None)
+
+
+class VonMisesFisher(_Spherical):
+    """q(z | x) ∝ exp(κ μᵀz) on the unit sphere in R^Z (Davidson et al. 2018). W h = [m, k]:
+
+    μ = m / |m|,   κ = 1 + softplus(k), or `concentration` where it is given and k is left out.
+    """
+
+    kind: Literal["von_mises_fisher"] = "von_mises_fisher"
+
+
+class PowerSpherical(_Spherical):
+    """q(z | x) ∝ (1 + μᵀz)^κ on the unit sphere in R^Z (De Cao & Aziz 2020), μ and κ as of the von Mises-Fisher."""
+
+    kind: Literal["power_spherical"] = "power_spherical"
+
+
 class _Logits(PosteriorSpec):
     """A discrete family: logits W h."""
 
@@ -208,6 +237,8 @@ Posterior = Annotated[
     | Logistic
     | PointMass
     | UniformBox
+    | VonMisesFisher
+    | PowerSpherical
     | Bernoulli
     | Categorical
     | RelaxedBernoulli

@@ -135,6 +135,16 @@ class UniformBox(PriorSpec):
         return self
 
 
+class HypersphericalUniform(PriorSpec):
+    """p(z) uniform on the unit sphere in R^dim, of dim − 1 dimensions (Davidson et al. 2018)."""
+
+    support: ClassVar[Support] = "sphere"
+    factorised: ClassVar[bool] = False
+
+    kind: Literal["hyperspherical_uniform"] = "hyperspherical_uniform"
+    dim: PositiveInt = Field(default=32, ge=2, description="Z, dimensions of the space around the sphere")
+
+
 class IndependentBernoulli(PriorSpec):
     """p(z) = Π_d Bernoulli(probability), z in {0, 1}^dim."""
 
@@ -167,6 +177,7 @@ Prior = Annotated[
     | GaussianMixture
     | FlowPrior
     | VampPrior
+    | HypersphericalUniform
     | UniformBox
     | IndependentBernoulli
     | Categorical,

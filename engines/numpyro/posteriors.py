@@ -18,6 +18,10 @@ from .flows import FlowNormal as NormalThroughFlow
 from .flows import layers_of
 from .module import Realised
 from .precision import product
+from .spherical import PowerSpherical as PowerSphericalLatents
+from .spherical import VonMisesFisher as VonMisesFisherLatents
+
+_TINY = 1e-30  # whose square root is far below any |m| that a network gives
 
 
 class Amortised(Realised):
@@ -112,6 +116,31 @@ class UniformBox(Amortised):
         return dist.Uniform(low, jnp.minimum(low + length, self.spec.high)).to_event(1)
 
 
+class Spherical(Amortised):
+    """A family on the sphere."""
+
+    def directions(self, h: Array) -> tuple[Array, Array]:
+        """μ (…, Z) and κ (…)."""
+        m, k = self.parts(h, 1)
+        loc = m * jax.lax.rsqrt((m**2).sum(-1, keepdims=True) + _TINY)
+        fixed = self.spec.concentration
+        return loc, 1 + jax.nn.softplus(k[..., 0]) if fixed is None else jnp.full(loc.shape[:-1], fixed, loc.dtype)
+
+
+class VonMisesFisher(Spherical):
+    """q(z | x): a VonMisesFisher."""
+
+    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+        return VonMisesFisherLatents(*self.directions(h))
+
+
+class PowerSpherical(Spherical):
+    """q(z | x): a PowerSpherical."""
+
+    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+        return PowerSphericalLatents(*self.directions(h))
+
+
 class Bernoulli(Amortised):
     """q(z | x): a Bernoulli."""
 
@@ -155,6 +184,8 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,
     posteriors.UniformBox: UniformBox,
+    posteriors.VonMisesFisher: VonMisesFisher,
+    posteriors.PowerSpherical: PowerSpherical,
     posteriors.Bernoulli: Bernoulli,
     posteriors.Categorical: Categorical,
     posteriors.RelaxedBernoulli: RelaxedBernoulli,

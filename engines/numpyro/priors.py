@@ -14,6 +14,7 @@ from .discrete import Bernoulli, OneHotCategorical
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
+from .spherical import HypersphericalUniform as UniformOnSphere
 
 
 class StandardNormal(Realised):
@@ -67,6 +68,13 @@ class FlowPrior(Realised):
         return FlowNormal(zero, zero + 1, self.spec.flow, layers, normalising=True)
 
 
+class HypersphericalUniform(Realised):
+    """p(z) uniform on the sphere: prior() is a HypersphericalUniform of event shape (Z,)."""
+
+    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+        return UniformOnSphere(self.spec.dim)
+
+
 class UniformBox(Realised):
     """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
 
@@ -96,6 +104,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.VampPrior: VampPrior,
     priors.ConditionalNormal: ConditionalNormal,
     priors.FlowPrior: FlowPrior,
+    priors.HypersphericalUniform: HypersphericalUniform,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,
     priors.Categorical: Categorical,

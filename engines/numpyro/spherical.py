@@ -115,7 +115,18 @@ class _Concentrated(dist.Distribution):
         """E[z] = E[μᵀz] μ, batch shape + (m,)."""
         return self.moments.mean_resultant[..., None] * self.loc
 
+    @property
+    def variance(self) -> Array:
+        """Of each coordinate, batch shape + (m,), from E[(μᵀz)²]."""
+        along = self._second_moment()
+        across = (1 - along) / (self.event_shape[0] - 1)
+        square = self.loc**2
+        return square * along[..., None] + (1 - square) * across[..., None] - self.mean**2
+
     def _statistic(self, square: Array) -> Array:
+        raise NotImplementedError
+
+    def _second_moment(self) -> Array:
         raise NotImplementedError
 
 
@@ -134,6 +145,9 @@ class VonMisesFisher(_Concentrated):
     def _statistic(self, square: Array) -> Array:
         return -0.5 * square
 
+    def _second_moment(self) -> Array:
+        return 1 - (self.event_shape[0] - 1) * self.moments.mean_resultant / self.concentration
+
 
 class PowerSpherical(_Concentrated):
     """The power spherical distribution, p(z) ∝ (1 + μᵀz)^κ: no rejection (De Cao & Aziz 2020).
@@ -149,6 +163,12 @@ class PowerSpherical(_Concentrated):
 
     def _statistic(self, square: Array) -> Array:
         return jnp.log1p(-0.25 * square)
+
+    def _second_moment(self) -> Array:
+        """(1 + μᵀz) / 2 is Beta(α, β), β = (m − 1) / 2 and α = β + κ."""
+        whole = self.concentration + (self.event_shape[0] - 1)
+        mean = self.moments.mean_resultant
+        return mean**2 + (1 - mean**2) / (whole + 1)
 
 
 @kl_divergence.register(VonMisesFisher, HypersphericalUniform)

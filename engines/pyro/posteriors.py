@@ -16,6 +16,10 @@ from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
 from .flows import FlowNormal as NormalThroughFlow
 from .flows import layers_of
 from .module import Realised
+from .spherical import PowerSpherical as PowerSphericalLatents
+from .spherical import VonMisesFisher as VonMisesFisherLatents
+
+_TINY = 1e-30  # whose square root is far below any |m| that a network gives
 
 
 class Amortised(Realised):
@@ -112,6 +116,31 @@ class UniformBox(Amortised):
         return dist.Uniform(low, (low + length).clamp(max=self.spec.high), validate_args=False).to_event(1)
 
 
+class Spherical(Amortised):
+    """A family on the sphere."""
+
+    def directions(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """μ (…, Z) and κ (…)."""
+        m, k = self.parts(h, 1)
+        loc = m * (m.square().sum(-1, keepdim=True) + _TINY).rsqrt()
+        fixed = self.spec.concentration
+        return loc, 1 + F.softplus(k.squeeze(-1)) if fixed is None else loc.new_full(loc.shape[:-1], fixed)
+
+
+class VonMisesFisher(Spherical):
+    """q(z | x): a VonMisesFisher."""
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return VonMisesFisherLatents(*self.directions(h), validate_args=False)
+
+
+class PowerSpherical(Spherical):
+    """q(z | x): a PowerSpherical."""
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return PowerSphericalLatents(*self.directions(h), validate_args=False)
+
+
 class Bernoulli(Amortised):
     """q(z | x): a Bernoulli."""
 
@@ -155,6 +184,8 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,
     posteriors.UniformBox: UniformBox,
+    posteriors.VonMisesFisher: VonMisesFisher,
+    posteriors.PowerSpherical: PowerSpherical,
     posteriors.Bernoulli: Bernoulli,
     posteriors.Categorical: Categorical,
     posteriors.RelaxedBernoulli: RelaxedBernoulli,

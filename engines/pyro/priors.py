@@ -15,6 +15,7 @@ from .discrete import Bernoulli, OneHotCategorical
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
+from .spherical import HypersphericalUniform as UniformOnSphere
 
 
 class _Placed(Realised):
@@ -85,6 +86,14 @@ class FlowPrior(_Placed):
         return FlowNormal(self.zero, torch.ones_like(self.zero), self.spec.flow, layers, normalising=True)
 
 
+class HypersphericalUniform(_Placed):
+    """p(z) uniform on the sphere: prior() is a HypersphericalUniform of event shape (Z,)."""
+
+    def forward(self) -> dist.TorchDistribution:
+        zero = self.zero
+        return UniformOnSphere(self.spec.dim, dtype=zero.dtype, device=zero.device, validate_args=False)
+
+
 class UniformBox(_Placed):
     """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
 
@@ -117,6 +126,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.VampPrior: VampPrior,
     priors.ConditionalNormal: ConditionalNormal,
     priors.FlowPrior: FlowPrior,
+    priors.HypersphericalUniform: HypersphericalUniform,
     priors.UniformBox: UniformBox,
     priors.IndependentBernoulli: IndependentBernoulli,
     priors.Categorical: Categorical,

@@ -134,10 +134,21 @@ class _Concentrated(TorchDistribution):
         """E[z] = E[μᵀz] μ, batch shape + (m,)."""
         return self.moments.mean_resultant.unsqueeze(-1) * self.loc
 
+    @property
+    def variance(self) -> Tensor:
+        """Of each coordinate, batch shape + (m,), from E[(μᵀz)²]."""
+        along = self._second_moment()
+        across = (1 - along) / (self.event_shape[0] - 1)
+        square = self.loc.square()
+        return square * along.unsqueeze(-1) + (1 - square) * across.unsqueeze(-1) - self.mean.square()
+
     def _moments(self) -> Moments:
         raise NotImplementedError
 
     def _statistic(self, square: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _second_moment(self) -> Tensor:
         raise NotImplementedError
 
 
@@ -155,6 +166,9 @@ class VonMisesFisher(_Concentrated):
     def _statistic(self, square: Tensor) -> Tensor:
         return -0.5 * square
 
+    def _second_moment(self) -> Tensor:
+        return 1 - (self.event_shape[0] - 1) * self.moments.mean_resultant / self.concentration
+
 
 class PowerSpherical(_Concentrated):
     """The power spherical distribution, p(z) ∝ (1 + μᵀz)^κ: no rejection (De Cao & Aziz 2020).
@@ -169,6 +183,12 @@ class PowerSpherical(_Concentrated):
 
     def _statistic(self, square: Tensor) -> Tensor:
         return (-0.25 * square).log1p()
+
+    def _second_moment(self) -> Tensor:
+        """(1 + μᵀz) / 2 is Beta(α, β), β = (m − 1) / 2 and α = β + κ."""
+        whole = self.concentration + (self.event_shape[0] - 1)
+        mean = self.moments.mean_resultant
+        return mean.square() + (1 - mean.square()) / (whole + 1)
 
 
 @register_kl(VonMisesFisher, HypersphericalUniform)

@@ -192,6 +192,8 @@ class _Training(eqx.Module):
         ),
         ("uniform_box", "uniform_box"),
         ("uniform_box", "diagonal_normal"),
+        ("von_mises_fisher", "hyperspherical_uniform"),
+        ("power_spherical", "hyperspherical_uniform"),
         ("bernoulli", "bernoulli"),
         ("categorical", "categorical"),
     ],
@@ -254,7 +256,7 @@ def test_a_point_mass_is_where_its_features_say(both, engine):
     np.testing.assert_allclose(law.kl(standard).sum(-1), -standard.log_prob(place), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", POSTERIORS)
 def test_posteriors_agree_across_engines(both, kind):
     ours, theirs = (posterior(both, engine, kind) for engine in both.engines)
     z = ours.draws(6)
@@ -262,16 +264,26 @@ def test_posteriors_agree_across_engines(both, kind):
         np.testing.assert_allclose(ours.log_prob(z), theirs.log_prob(z), rtol=1e-9)
     for name, spec in PRIORS.items():
         kls = [q.kl(prior(both, q.engine, name)) for q in (ours, theirs) if spec.support == POSTERIORS[kind].support]
-        if kls and kind not in SPHERE:
+        if kls:
             assert (kls[0] is None) == (kls[1] is None), name
             np.testing.assert_allclose(*(kls if kls[0] is not None else (0, 0)), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PRIORS if kind not in SPHERE])
+@pytest.mark.parametrize("kind", PRIORS)
 def test_priors_agree_across_engines(both, kind):
     ours, theirs = (prior(both, engine, kind) for engine in both.engines)
     z = ours.draws(6)
     np.testing.assert_allclose(ours.log_prob(z), theirs.log_prob(z), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["von_mises_fisher", "power_spherical"])
+def test_a_given_concentration_is_that_of_every_datum(both, engine, kind):
+    spec = POSTERIORS[kind](concentration=7.0)
+    sizes = {"features": H, "latent": Z}
+    law = both.Law(engine, both.realised(engine, spec, random_weights(spec, **sizes), **sizes), FEATURES)
+    assert spec.layout(**sizes)["weight"].shape == (Z, H)
+    np.testing.assert_allclose(np.asarray(law.fn.concentration), np.full(B, 7.0))
+    assert np.ptp(law.kl(prior(both, engine, "hyperspherical_uniform"))) < 1e-12
 
 
 def test_every_kind_states_its_facts():

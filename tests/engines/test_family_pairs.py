@@ -31,6 +31,8 @@ COMBINATIONS = [
     ("vamp", "diagonal_normal"),
     ("vamp", "full_normal"),
     ("uniform_box", "uniform_box"),
+    ("hyperspherical_uniform", "von_mises_fisher"),
+    ("hyperspherical_uniform", "power_spherical"),
     ("bernoulli", "relaxed_bernoulli"),
     ("categorical", "relaxed_categorical"),
     ("bernoulli", "bernoulli"),

@@ -257,6 +257,9 @@ def test_draws_follow_the_density(on, family, m, kappa):
     assert scipy.stats.kstest(cdf, "uniform").pvalue > 1e-4
     error = np.abs(z.mean(0) - true.mean_resultant * loc) / (z.std(0) / DRAWS**0.5)
     assert error.max() < 5
+    square = (z - z.mean(0)) ** 2
+    variance = np.asarray(on.make(family, loc, kappa).variance)
+    assert (np.abs(square.mean(0) - variance) < 5 * square.std(0) / DRAWS**0.5).all()
     tangent = z - (z @ loc)[:, None] * loc
     along = unit(m, seed=m + 1)
     spread = (tangent @ (along - along @ loc * loc)) ** 2
