@@ -21,6 +21,8 @@ class PosteriorSpec(Spec):
     """Whether a draw is a differentiable function of the parameters."""
     factorised: ClassVar[bool] = True
     """Whether the dimensions of a draw are independent given x."""
+    by_datum: ClassVar[bool] = True
+    """Whether q(z | x) depends on x alone in training too, not on its batch."""
 
     kind: str
     initial_scale: PositiveFloat = Field(default=0.01, description="W starts uniform in ± this (Li et al.: 0.01)")
@@ -60,6 +62,29 @@ class FullNormal(PosteriorSpec):
 
     def outputs(self, latent: int) -> int:
         return 2 * latent + latent * (latent - 1) // 2
+
+
+class BatchNormalisedNormal(PosteriorSpec):
+    """The BN-VAE's diagonal normal (Zhu et al. 2020), [m, log σ²] = W h:
+
+    μ = shift + gain · (m − mean m) / sd m,   over the rows of the batch (fillers too), shift learned, gain fixed.
+
+    Beside a standard normal prior a batch's mean KL is at least Σ_j (gain² + shift_j²) / 2. Evaluation takes running
+    moments, which every step moves by `momentum` towards those of its batch.
+    """
+
+    by_datum: ClassVar[bool] = False
+
+    kind: Literal["batch_normalised_normal"] = "batch_normalised_normal"
+    gain: PositiveFloat = Field(default=0.6, description="γ, the standard deviation of μ over the data")
+    momentum: float = Field(default=0.1, gt=0, le=1)
+
+    def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
+        return super().layout(features=features, latent=latent) | {
+            "shift": Weight((latent,), 0.0),
+            "mean": Weight((latent,), 0.0, momentum=self.momentum),
+            "variance": Weight((latent,), 0.0, start=1.0, momentum=self.momentum),
+        }
 
 
 class DeltaNormal(PosteriorSpec):
@@ -231,6 +256,7 @@ Posterior = Annotated[
     DiagonalNormal
     | LowRankNormal
     | FullNormal
+    | BatchNormalisedNormal
     | DeltaNormal
     | FlowNormal
     | Laplace

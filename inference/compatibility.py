@@ -10,7 +10,10 @@ from ..models import Prior
 from .divergences import Divergence
 from .mistakes import models_in
 
-NORMAL = {"prior": ("standard_normal", "diagonal_normal"), "posterior": ("diagonal_normal", "delta_normal")}
+NORMAL = {
+    "prior": ("standard_normal", "diagonal_normal"),
+    "posterior": ("diagonal_normal", "batch_normalised_normal", "delta_normal"),
+}
 """Kinds whose distribution is a diagonal normal, which a divergence with a formula for normals needs."""
 
 
@@ -21,6 +24,12 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
         return (
             f"the posterior {posterior.kind!r} draws {PLACES[posterior.support]} and the prior {prior.kind!r} lives "
             f"{PLACES[prior.support]}: use the prior {' or '.join(others) or 'of the same support'}"
+        )
+    if prior.kind == "vamp" and not posterior.by_datum:
+        others = [kind for kind, spec in kinds(Posterior).items() if spec.by_datum and spec.support == "real"]
+        return (
+            f"the prior 'vamp' calls the posterior at pseudo-inputs and the posterior {posterior.kind!r} depends on a "
+            f"whole batch of data: use the posterior {' or '.join(others)}"
         )
     if divergence.pathwise and not posterior.pathwise:
         others = [kind for kind, spec in kinds(Divergence).items() if not _example(spec).pathwise]
@@ -75,7 +84,8 @@ class _Facts:
 
     def __init__(self, spec: Any) -> None:
         self.kind = spec.model_fields["kind"].default
-        self.support, self.pathwise = spec.support, getattr(spec, "pathwise", True)
+        self.support = spec.support
+        self.pathwise, self.by_datum = getattr(spec, "pathwise", True), getattr(spec, "by_datum", True)
 
 
 def _inside(one: str, other: str) -> bool:

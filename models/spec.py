@@ -25,10 +25,16 @@ class Spec(BaseModel):
 
 
 class Weight(NamedTuple):
-    """One array of weights: its shape, and how it starts (uniform in ± scale; 0: zeros)."""
+    """One array of weights.
+
+    scale: it starts uniform in `start` ± this. momentum: 0 for a weight that is trained; else a running moment, which
+    every step moves by this share towards what its network reports of the batch.
+    """
 
     shape: tuple[int, ...]
     scale: float
+    start: float = 0.0
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Network:
         """float64 weights for the network called `name`: the same on both engines for the same seed."""
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         return {
-            weight: rng.uniform(-start.scale, start.scale, start.shape)
-            for weight, start in self.spec.layout(**self.sizes).items()
+            weight: one.start + rng.uniform(-one.scale, one.scale, one.shape)
+            for weight, one in self.spec.layout(**self.sizes).items()
         }
+
+    def running(self) -> dict[str, float]:
+        """Weight → momentum, of the running moments."""
+        layout = self.spec.layout(**self.sizes) if self.declared else {}
+        return {weight: one.momentum for weight, one in layout.items() if one.momentum}

@@ -66,7 +66,9 @@ class Program(Judging):
         self.rules = {
             side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
         }
-        return State(parameters, {side: rule.init(self._of(side, parameters)) for side, rule in self.rules.items()})
+        return State(
+            parameters, {side: rule.init(self._trained(side, parameters)) for side, rule in self.rules.items()}
+        )
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         rates = {side: np.float32(control.learning_rate[side]) for side in self.rules}
@@ -93,35 +95,39 @@ class Program(Judging):
 
         sided = False
 
-        def gradient(side: int) -> tuple[Parameters, dict[str, Array]]:
-            def loss(parameters: Parameters) -> tuple[Array, dict[str, Array]]:
+        def gradient(side: int) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
+            def loss(parameters: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
                 nonlocal sided
                 terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
                 found = self.settings.objective.function(terms, weight)
                 sided = isinstance(found, Sides)
                 every = found if isinstance(found, Sides) else Sides(found, found, found)
                 mean = (every[side] * terms.weight).sum() / terms.weight.size
-                return mean, terms.sums(every.value * terms.weight)
+                return mean, (terms.sums(every.value * terms.weight), self.moments)
 
             return jax.grad(loss, has_aux=True)(parameters)
 
-        found, info = gradient(1)
+        found, (info, moments) = gradient(1)
         if sided:  # the forward pass is the same again: XLA keeps one
             by_guide, _ = gradient(2)
             found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
-        return found, info
+        return found | {name: parameters[name] - moment for name, moment in moments.items()}, info
 
     def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Info]:
-        gradients, norm, norms = optimise.clip(gradients, self.settings.clip)
+        trained = {name: gradient for name, gradient in gradients.items() if name not in self.momentum}
+        trained, norm, norms = optimise.clip(trained, self.settings.clip)
 
         def updated() -> State:
             parameters, optimisers = dict(state.parameters), {}
             for side, rule in self.rules.items():
-                chosen = self._of(side, state.parameters)
-                updates, optimisers[side] = rule.update(self._of(side, gradients), state.optimisers[side], chosen)
+                chosen = self._trained(side, state.parameters)
+                updates, optimisers[side] = rule.update(self._of(side, trained), state.optimisers[side], chosen)
                 parameters |= {
                     name: value - rates[side].astype(value.dtype) * updates[name] for name, value in chosen.items()
                 }
+            parameters |= {
+                name: parameters[name] - momentum * gradients[name] for name, momentum in self.momentum.items()
+            }
             return State(parameters, optimisers)
 
         info = {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
@@ -145,6 +151,9 @@ class Program(Judging):
 
     def sides(self, state: State) -> dict[str, str]:
         return dict(self.side)
+
+    def _trained(self, side: str, parameters: Parameters) -> Parameters:
+        return {name: value for name, value in self._of(side, parameters).items() if name not in self.momentum}
 
     def _of(self, side: str, parameters: Parameters) -> Parameters:
         return {name: value for name, value in parameters.items() if self.side[name] == side}

@@ -31,6 +31,8 @@ class Judging(Realised):
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
+        self.moments: dict[str, Array] = {}
+        """What the running moments are of the batch traced last."""
         self._families: dict[str, str] = {}
         self._layouts: dict[str, dict[str, Any]] = {}
         self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
@@ -113,16 +115,20 @@ class Judging(Realised):
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
-        def found(key: Array, noise: dict[str, Array] | None) -> Terms:
+        def found(key: Array, noise: dict[str, Array] | None) -> tuple[Terms, dict[str, Array]]:
             model, guide = programs
             both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
-            return objective.terms(
+            terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
+            return terms, {name: both[0][name]["value"] for name in self.momentum if training}
 
         if particles == 1 or self.broadcasts:
-            return found(key, noise)
-        return objective._stacked(jax.vmap(found)(jax.random.split(key, particles), noise))
+            terms, self.moments = found(key, noise)
+            return terms
+        terms, moments = jax.vmap(found)(jax.random.split(key, particles), noise)
+        self.moments = {name: moment.mean(0) for name, moment in moments.items()}
+        return objective._stacked(terms)
 
     def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
         """ε of every normal latent, (S, …)."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import equinox as eqx
-from jax import Array
+import numpyro
+from jax import Array, lax
+
+from ...models.spec import Network
 
 
 class Realised(eqx.Module):
@@ -19,3 +22,13 @@ class Realised(eqx.Module):
     precision: str = eqx.field(static=True, default="float32")
     sizes: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
     """What the surroundings give, by name; pairs, because static fields are hashed."""
+
+    @property
+    def running(self) -> bool:
+        """Whether some weights are running moments."""
+        return bool(Network(self.spec, dict(self.sizes)).running())
+
+    def report(self, **moments: Array) -> None:
+        """What the running moments of these names are of this batch, for the engine to read in the trace."""
+        for name, moment in moments.items():
+            numpyro.deterministic(name, lax.stop_gradient(moment))

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from ...guides import posteriors
+from ..running import TINY_VARIANCE, refuse_single_row
 from .discrete import Bernoulli as BernoulliLatents
 from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
 from .flows import FlowNormal as NormalThroughFlow
@@ -60,6 +61,20 @@ class FullNormal(Amortised):
         factor = jnp.exp(0.5 * log_variance)[..., None] * jnp.eye(loc.shape[-1])
         factor = factor.at[..., rows, columns].set(below)
         return dist.MultivariateNormal(loc, scale_tril=factor)
+
+
+class BatchNormalisedNormal(Amortised):
+    """q(z | x): a Normal whose means have the moments given, over the batch in training."""
+
+    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+        loc, log_variance, _ = self.parts(h, 2)
+        mean, variance = self.weights["mean"], self.weights["variance"]
+        if key is not None:
+            refuse_single_row(h.shape)
+            mean, variance = loc.mean(-2, keepdims=True), loc.var(-2, keepdims=True)
+            self.report(mean=mean.squeeze(-2), variance=variance.squeeze(-2))
+        loc = self.weights["shift"] + self.spec.gain * (loc - mean) * jax.lax.rsqrt(variance + TINY_VARIANCE)
+        return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
 
 
 class DeltaNormal(Amortised):
@@ -178,6 +193,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.DiagonalNormal: DiagonalNormal,
     posteriors.LowRankNormal: LowRankNormal,
     posteriors.FullNormal: FullNormal,
+    posteriors.BatchNormalisedNormal: BatchNormalisedNormal,
     posteriors.DeltaNormal: DeltaNormal,
     posteriors.FlowNormal: FlowNormal,
     posteriors.Laplace: Laplace,

@@ -71,7 +71,15 @@ class PPL:
         others = {other: self._registered(other, self.modules[other]) for other in getattr(module, "reads", ())}
         if not (self.training and _takes_key(module)):
             return partial(module, **others) if others else module
-        return lambda *args: module(*args, **others, key=numpyro.prng_key())
+        if not getattr(module, "running", False):
+            return lambda *args: module(*args, **others, key=numpyro.prng_key())
+        if self.register:
+            raise BadInput(
+                f"the network {name!r} keeps running moments, which stock numpyro.infer.SVI would not: "
+                "fit the pair with guidebook.inference.fit"
+            )
+        reporting = numpyro.handlers.scope(module, prefix=name, divider=".")
+        return lambda *args: reporting(*args, **others, key=numpyro.prng_key())
 
     def _registered(self, name: str, module: Any) -> Any:
         if not self.register:

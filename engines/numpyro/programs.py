@@ -36,6 +36,9 @@ class Realised:
         self.device = _device(settings.device)
         with jax.default_device(self.device):
             self.networks = {name: _Realisation.of(name, net, settings) for name, net in nets.items()}
+        self.momentum = {
+            f"{name}.{weight}": share for name, net in nets.items() for weight, share in net.running().items()
+        }
         self.native: _Native | None = None
         self.side: dict[str, str] = {}
         self.broadcasts = False

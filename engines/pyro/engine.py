@@ -35,7 +35,7 @@ class Program(Judging):
         parameters = self.first_run(batch)
         specs = self.settings.optimisers or {}
         optimisers = {
-            side: optimise.realise(specs.get(side, OptimiserSpec()), list(self._of(side, parameters).values()))
+            side: optimise.realise(specs.get(side, OptimiserSpec()), self._trained(side, parameters))
             for side in sorted(set(self.side.values()))
         }
         return State(parameters, optimisers)
@@ -52,7 +52,7 @@ class Program(Judging):
                 with torch.no_grad():
                     for key, value in terms.sums(loss).items():
                         info[key] = info[key] + value if key in info else value
-        info |= self._update(state, control)
+        info |= self._update(state, control, len(batches))
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
     def _backward(self, state: State, terms: Terms, weight: float, batches: int) -> Tensor:
@@ -60,21 +60,25 @@ class Program(Judging):
         found = self.settings.objective.function(terms, weight)
         if isinstance(found, Sides):
             parts = [part * terms.weight for part in found]
-            own = (list(self._of(side, state.parameters).values()) for side in ("model", "guide"))
+            own = (self._trained(side, state.parameters) for side in ("model", "guide"))
             objective._backward(Sides(*(part.sum() / (len(part) * batches) for part in parts)), *own)
             return parts[0]
         loss = found * terms.weight
         (loss.sum() / (len(loss) * batches)).backward()
         return loss
 
-    def _update(self, state: State, control: Control) -> dict[str, Tensor]:
-        found = {name: parameter.grad for name, parameter in state.parameters.items()}
+    def _update(self, state: State, control: Control, batches: int) -> dict[str, Tensor]:
+        found = {name: parameter.grad for name, parameter in state.parameters.items() if name not in self.momentum}
         gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
         norm, norms = optimise.clip(gradients, self.settings.clip)
         if torch.isfinite(norm):
             for side, optimiser in state.optimisers.items():
                 optimiser.param_groups[0]["lr"] = control.learning_rate[side]
                 optimiser.step()
+            reports = batches * (1 if self.broadcasts else self.settings.objective.particles)
+            for name, momentum in self.momentum.items():
+                moment = state.parameters[name]
+                moment.data -= momentum / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
@@ -115,6 +119,9 @@ class Program(Judging):
 
     def sides(self, state: State) -> dict[str, str]:
         return dict(self.side)
+
+    def _trained(self, side: str, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        return [value for name, value in self._of(side, parameters).items() if name not in self.momentum]
 
     def _of(self, side: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in parameters.items() if self.side[name] == side}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...guides import posteriors
+from ..running import TINY_VARIANCE, refuse_single_row
 from .discrete import Bernoulli as BernoulliLatents
 from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
 from .flows import FlowNormal as NormalThroughFlow
@@ -60,6 +61,24 @@ class FullNormal(Amortised):
         factor = torch.diag_embed((0.5 * log_variance).exp())
         factor[..., rows, columns] = below
         return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False)
+
+
+class BatchNormalisedNormal(Amortised):
+    """q(z | x): a Normal whose means have the moments given, over the batch in training."""
+
+    shift: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        loc, log_variance, _ = self.parts(h, 2)
+        mean, variance = self.mean, self.variance
+        if self.training:
+            refuse_single_row(h.shape)
+            variance, mean = torch.var_mean(loc, -2, correction=0, keepdim=True)
+            self.report(mean=mean.squeeze(-2), variance=variance.squeeze(-2))
+        loc = self.shift + self.spec.gain * (loc - mean) * (variance + TINY_VARIANCE).rsqrt()
+        return dist.Normal(loc, (0.5 * log_variance).exp(), validate_args=False).to_event(1)
 
 
 class DeltaNormal(Amortised):
@@ -178,6 +197,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.DiagonalNormal: DiagonalNormal,
     posteriors.LowRankNormal: LowRankNormal,
     posteriors.FullNormal: FullNormal,
+    posteriors.BatchNormalisedNormal: BatchNormalisedNormal,
     posteriors.DeltaNormal: DeltaNormal,
     posteriors.FlowNormal: FlowNormal,
     posteriors.Laplace: Laplace,

@@ -34,6 +34,9 @@ class Realised:
         self.pair, self.settings = pair, settings
         self.dtype = getattr(torch, settings.dtype)
         self.networks = {name: self._realise(name, net) for name, net in nets.items()}
+        self.momentum = {
+            f"{name}.{weight}": share for name, net in nets.items() for weight, share in net.running().items()
+        }
         self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
         self.lent: list[tuple[Tensor, Tensor]] = []

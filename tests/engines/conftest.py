@@ -195,5 +195,6 @@ def both():
         realised=realised,
         Law=Law,
         gradient_of=gradient_of,
+        numpy_of=numpy_of,
         engine_module=engine_module,
     )

@@ -37,7 +37,8 @@ FALSE_ALARM = 5.5
 def random_weights(spec, seed=1, **sizes):
     """Every weight away from where it starts, so that all of them matter."""
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=weight.shape, scale=0.7) for name, weight in spec.layout(**sizes).items()}
+    found = {name: rng.normal(size=weight.shape, scale=0.7) for name, weight in spec.layout(**sizes).items()}
+    return found | ({"variance": np.exp(found["variance"])} if "variance" in found else {})
 
 
 def posterior(both, engine, kind, training=False):
@@ -246,6 +247,21 @@ def test_the_delta_normal_spends_its_rate_in_every_dimension(both, engine):
     kl = law.kl(prior(both, engine, "standard_normal"))
     above = np.maximum(FEATURES @ random_weights(POSTERIORS["delta_normal"](), features=H, latent=Z)["weight"].T, 0)
     np.testing.assert_allclose(kl, 0.1 + above[:, :Z] / 2, rtol=1e-9)
+
+
+def test_a_batch_normalised_normal_has_its_moments_and_at_least_its_kl(both, engine):
+    """In training by the batch, so that KL ≥ Σ (gain² + shift²) / 2; in evaluation by the running moments."""
+    spec, sizes = POSTERIORS["batch_normalised_normal"](), {"features": H, "latent": Z}
+    weights = random_weights(spec, **sizes)
+    law = both.Law(engine, both.realised(engine, spec, weights, **sizes), FEATURES)
+    means = FEATURES @ weights["weight"][:Z].T
+    running = weights["shift"] + 0.6 * (means - weights["mean"]) / np.sqrt(weights["variance"])
+    np.testing.assert_allclose(both.numpy_of(law.fn.mean), running, rtol=1e-8)
+    trained = _in_training(law)
+    batch = weights["shift"] + 0.6 * (means - means.mean(0)) / means.std(0)
+    np.testing.assert_allclose(both.numpy_of(trained.fn.mean), batch, rtol=1e-8)
+    floor = (0.36 + weights["shift"] ** 2) / 2
+    assert (trained.kl(prior(both, engine, "standard_normal")).mean(0) >= floor - 1e-9).all()
 
 
 def test_a_point_mass_is_where_its_features_say(both, engine):

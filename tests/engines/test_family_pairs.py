@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from guidebook.guides import PAIRS
 from guidebook.inference.evaluate import evaluate_program
 from guidebook.inference.mistakes import sentence
+from guidebook.models.errors import BadInput
 
 pytestmark = pytest.mark.usefixtures("_eager")
 PAIR = PAIRS["sentence_vae"]
@@ -17,6 +18,7 @@ REAL = [
     "diagonal_normal",
     "low_rank_normal",
     "full_normal",
+    "batch_normalised_normal",
     "delta_normal",
     "laplace",
     "logistic",
@@ -95,3 +97,25 @@ def test_an_unknown_kind_names_the_nearest(table, wrong, right):
 def test_a_table_without_a_kind_is_the_usual_one():
     assert PAIR.model_spec.model_validate({"prior": {"dim": Z}}).prior.kind == "standard_normal"
     assert PAIR.guide_spec.model_validate({"posterior": {"initial_scale": 0.5}}).posterior.kind == "diagonal_normal"
+
+
+def test_running_moments_follow_those_of_the_batches(both, engine, batch):
+    """By the same recursion as NumPy's, without a step of the optimiser; one update however many batches it has."""
+    networks = PAIR.realisable(*tables("standard_normal", "batch_normalised_normal"), V)
+    program = both.program(engine, PAIR, networks, data_size=40)
+    state = program.init(batch)
+    assert not any(name.endswith((".mean", ".variance")) for name in program.slots(state))
+    h = program.posterior(state, batch)["z"].loc / 0.6  # moments start at 0 and 1, the shift at 0
+    mean, variance = 0.0, 1.0
+    for step in range(3):
+        state, info = program.step(state, [batch, batch], both.control(step, rate=0.0))
+        assert not any("posterior.mean" in key for key in info)
+        mean, variance = 0.9 * mean + 0.1 * h.mean(0), 0.9 * variance + 0.1 * h.var(0)
+        np.testing.assert_allclose(program.weights(state)["posterior.mean"], mean, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(program.weights(state)["posterior.variance"], variance, rtol=1e-6)
+
+
+def test_a_batch_of_one_has_no_moments(both, engine):
+    networks = PAIR.realisable(*tables("standard_normal", "batch_normalised_normal"), V)
+    with pytest.raises(BadInput, match=r"one row: set fit\.batch_size to 2 or more"):
+        both.program(engine, PAIR, networks, data_size=40).init(both.sentences([4, 5]))
