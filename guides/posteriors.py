@@ -21,6 +21,8 @@ class PosteriorSpec(Spec):
     """Whether a draw is a differentiable function of the parameters."""
     factorised: ClassVar[bool] = True
     """Whether the dimensions of a draw are independent given x."""
+    fixed_support: ClassVar[bool] = True
+    """Whether the support is the same for all parameters, so that E ∇ log q = 0."""
     by_datum: ClassVar[bool] = True
     """Whether q(z | x) depends on x alone in training too, not on its batch."""
 
@@ -137,6 +139,8 @@ class PointMass(PosteriorSpec):
     The KL is −log p(z) then, a penalty; with `divergence.weight = 0` the pair is the plain autoencoder. No bound.
     """
 
+    fixed_support: ClassVar[bool] = False
+
     kind: Literal["point_mass"] = "point_mass"
 
     def outputs(self, latent: int) -> int:
@@ -150,6 +154,7 @@ class UniformBox(PosteriorSpec):
     """
 
     support: ClassVar[Support] = "box"
+    fixed_support: ClassVar[bool] = False
 
     kind: Literal["uniform_box"] = "uniform_box"
     low: float = -1.0

@@ -25,11 +25,13 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the posterior {posterior.kind!r} draws {PLACES[posterior.support]} and the prior {prior.kind!r} lives "
             f"{PLACES[prior.support]}: use the prior {' or '.join(others) or 'of the same support'}"
         )
-    if prior.kind == "vamp" and not posterior.by_datum:
-        others = [kind for kind, spec in kinds(Posterior).items() if spec.by_datum and spec.support == "real"]
+    if prior.kind == "vamp" and not (posterior.by_datum and posterior.fixed_support):
+        specs = kinds(Posterior).items()
+        others = [k for k, spec in specs if spec.by_datum and spec.fixed_support and spec.support == "real"]
+        why = "has a support of its own at each" if posterior.by_datum else "depends on a whole batch of data"
         return (
-            f"the prior 'vamp' calls the posterior at pseudo-inputs and the posterior {posterior.kind!r} depends on a "
-            f"whole batch of data: use the posterior {' or '.join(others)}"
+            f"the prior 'vamp' is a mixture of the posterior at pseudo-inputs, and the posterior {posterior.kind!r} "
+            f"{why}: use the posterior {' or '.join(others)}"
         )
     if divergence.pathwise and not posterior.pathwise:
         others = [kind for kind, spec in kinds(Divergence).items() if not _example(spec).pathwise]
@@ -37,6 +39,15 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
         return (
             f"the posterior {posterior.kind!r} has no gradient through its draws and the divergence "
             f'{divergence.kind!r} needs one: use {scored} with estimator = "score", or {" or ".join(others)}'
+        )
+    if not posterior.fixed_support and (divergence.weighs or divergence.needs & {"path", "score"}):
+        fixed = [
+            k for k, spec in kinds(Posterior).items() if spec.fixed_support and _inside(spec.support, prior.support)
+        ]
+        return (
+            f"the support of the posterior {posterior.kind!r} moves with its parameters, and the divergence "
+            f"{divergence.kind!r} as set relies on weights p / q or on ∇ log q, which mislead there: "
+            f'use kl with estimator = "analytic"{", or the posterior " if fixed else ""}{" or ".join(fixed)}'
         )
     if "normal" in divergence.needs:
         for role, part in (("prior", prior), ("posterior", posterior)):
@@ -85,7 +96,8 @@ class _Facts:
     def __init__(self, spec: Any) -> None:
         self.kind = spec.model_fields["kind"].default
         self.support = spec.support
-        self.pathwise, self.by_datum = getattr(spec, "pathwise", True), getattr(spec, "by_datum", True)
+        for fact in ("pathwise", "by_datum", "fixed_support"):
+            setattr(self, fact, getattr(spec, fact, True))
 
 
 def _inside(one: str, other: str) -> bool:

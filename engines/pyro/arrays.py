@@ -38,7 +38,8 @@ def stop_gradient(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.detach()
     if isinstance(x, (list, tuple)):
-        return type(x)(map(stop_gradient, x))
+        stopped = map(stop_gradient, x)
+        return type(x)(*stopped) if hasattr(x, "_fields") else type(x)(stopped)
     if isinstance(x, (torch.distributions.Distribution, torch.distributions.Transform)):
         stopped = copy.copy(x)
         vars(stopped).update({name: stop_gradient(value) for name, value in vars(x).items()})

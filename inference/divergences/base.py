@@ -21,6 +21,8 @@ class Objectives(Spec):
 
     bounds: ClassVar[str] = "nothing"
     """Which side of log p(x) the negated loss is on at weight 1: "below", "above", or "nothing"."""
+    weighs: ClassVar[bool] = False
+    """Whether draws are weighed by p / q."""
     shorthand: ClassVar[str] = "particles"
     """The field that `KIND:VALUE` sets in a comparison."""
 

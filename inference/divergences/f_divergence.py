@@ -27,6 +27,7 @@ class FDivergence(Objectives):
     """
 
     shorthand: ClassVar[str] = "f"
+    weighs: ClassVar[bool] = True
 
     kind: Literal["f_divergence"] = "f_divergence"
     f: Literal["forward_kl", "jensen_shannon", "hellinger", "total_variation", "alpha"] = "forward_kl"

@@ -22,6 +22,7 @@ class ReweightedWakeSleep(Objectives):
     """
 
     bounds: ClassVar[str] = "below"
+    weighs: ClassVar[bool] = True
 
     kind: Literal["reweighted_wake_sleep"] = "reweighted_wake_sleep"
     particles: PositiveInt = 16

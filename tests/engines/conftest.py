@@ -118,6 +118,31 @@ def replaying(engine, pair, noise):
     return replace(pair, guide={"pyro": in_pyro, "numpyro": in_numpyro}[engine])
 
 
+class _Fixed(Messenger):
+    """Latents of a Pyro program set to given values."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg):
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = torch.as_tensor(self.values[msg["name"]])
+
+
+def drawing(engine, pair, values):
+    """The pair with these values (S, B, …) as its guide's draws."""
+
+    def in_pyro(*args):
+        with _Fixed(values):
+            pair.guide(*args)
+
+    def in_numpyro(*args):
+        handlers.substitute(lambda: pair.guide(*args), data=values)()
+
+    return replace(pair, guide={"pyro": in_pyro, "numpyro": in_numpyro}[engine])
+
+
 class Law:
     """A realised family, given arrays, on either engine, seen through NumPy."""
 
@@ -192,6 +217,7 @@ def both():
         rows=rows,
         sentences=sentences,
         replaying=replaying,
+        drawing=drawing,
         realised=realised,
         Law=Law,
         gradient_of=gradient_of,
