@@ -32,10 +32,11 @@ QUALITY = {
     "active_units": "active units",
 }
 RUN = ("published", "gate", "device", "epochs", "minutes")
-LOOPS = ("ours", "ours_bfloat16", "hand", "stock", "floor")
+LOOPS = ("ours", "ours_bfloat16", "hand", "stock", "plain", "floor")
 RATIOS = {
     "ours / hand": ("ours", "hand"),
     "stock / ours": ("stock", "ours"),
+    "ours / plain": ("ours", "plain"),
     "ours / floor": ("ours", "floor"),
     "bfloat16 / floor": ("ours_bfloat16", "floor"),
 }

@@ -78,7 +78,7 @@ def matrix() -> Iterator[dict[str, Any]]:
     """Every prior with every posterior and every divergence with every estimator: whether they fit, or why not."""
     for prior in kinds(Prior).values():
         for posterior in kinds(Posterior).values():
-            for divergence in (choice for spec in kinds(Divergence).values() for choice in _choices(spec)):
+            for divergence in (choice for spec in kinds(Divergence).values() for choice in choices(spec)):
                 why = misfit(_Facts(prior), _Facts(posterior), divergence)
                 yield {
                     "prior": prior.model_fields["kind"].default,
@@ -104,7 +104,7 @@ def _inside(one: str, other: str) -> bool:
     return one == other or (one, other) == ("box", "real")
 
 
-def _choices(spec: Any) -> Iterator[Any]:
+def choices(spec: Any) -> Iterator[Any]:
     """The divergence with each of its estimators that it allows."""
     field = spec.model_fields.get("estimator")
     for estimator in field.annotation.__args__ if field else (None,):

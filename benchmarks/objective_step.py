@@ -1,0 +1,93 @@
+"""A training step of the sentence VAE under every divergence, against the plain ELBO's; and IWAE with 16 particles.
+
+    python -m benchmarks.objective_step --engine pyro [--repeats 15] [--json]
+
+One particle for all, so that what differs is the objective's own cost; then 16 for IWAE, whose encoder runs once and
+whose decoder is batched. All variants are interleaved in one process with two threads. Shape as `benchmarks.pyro_step`,
+batch 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from typing import Any
+
+from benchmarks.pyro_step import Shape, medians
+from guidebook.engines import load
+from guidebook.engines.memory import keep_freed_memory
+from guidebook.engines.protocol import Control, Settings
+from guidebook.guides.pairs import PAIRS
+from guidebook.guides.sentence_guide import SentenceGuide
+from guidebook.inference import IWAE, KL
+from guidebook.inference.compatibility import choices, kinds, misfit
+from guidebook.inference.divergences import Divergence
+from guidebook.models.sentence_vae import SentenceModel
+
+PAIR = PAIRS["sentence_vae"]
+ROWS = 32
+PARTICLES = 16
+
+
+def step(engine: str, divergence: Any) -> Any:
+    """The engine's own step, which returns once its result is there."""
+    model, guide, shape = SentenceModel(), SentenceGuide(), Shape(ROWS)
+    settings = Settings(data_size=42_068, objective=divergence.objective())
+    program = load(engine).Program(PAIR, PAIR.realisable(model, guide, shape.vocabulary), settings)
+    batch, count, rates = shape.batch(), iter(range(10**9)), {"model": 1e-3, "guide": 1e-3}
+    held = [program.init(batch)]
+
+    def run() -> float:
+        held[0], info = program.step(held[0], [batch], Control(next(count), 1.0, rates))
+        return float(info["objective"])
+
+    return run
+
+
+def objectives() -> dict[str, Any]:
+    """Name → every divergence with every estimator that fits the normal pair, at one particle."""
+    prior, posterior = SentenceModel().prior, SentenceGuide().posterior
+    every = (choice for spec in kinds(Divergence).values() for choice in choices(spec))
+    return {
+        "_".join(filter(None, (one.kind, getattr(one, "estimator", None)))): one.model_copy(update={"particles": 1})
+        for one in every
+        if misfit(prior, posterior, one) is None
+    }
+
+
+def measure(engine: str, repeats: int = 15) -> list[dict[str, Any]]:
+    """An entry a divergence, and one for IWAE's particles."""
+    keep_freed_memory()
+    if engine == "pyro":
+        importlib.import_module("torch").set_num_threads(2)
+    every = objectives()
+    steps = {name: step(engine, one) for name, one in every.items() if name != "kl_analytic"}
+    found = medians(
+        steps | {"plain": step(engine, KL()), "particles": step(engine, IWAE(particles=PARTICLES))}, repeats
+    )
+    plain, many = found["plain"], found["particles"]
+    entries: list[dict[str, Any]] = [
+        {"name": f"{engine}_{name}", "ours_ms": found[name], "plain_ms": plain, "ours/plain": found[name] / plain}
+        for name in steps
+    ]
+    share = {"ours_ms": many, "plain_ms": PARTICLES * plain, "ours/plain": many / (PARTICLES * plain)}
+    return [*entries, {"name": f"{engine}_iwae_{PARTICLES}_particles"} | share]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("pyro", "numpyro"), default="pyro")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    entries = measure(options.engine, options.repeats)
+    if options.json:
+        print(json.dumps(entries))
+        return
+    for entry in entries:
+        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+
+
+if __name__ == "__main__":
+    main()
