@@ -18,7 +18,7 @@ def asleep(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **k
         BadInput: `engines.dreams.replaced` cannot find the data among the arguments.
     """
     with torch.no_grad():
-        dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        dream: Any = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     shown = {
         name: (site["infer"]["obs"], site["value"])
         for name, site in dream.nodes.items()
