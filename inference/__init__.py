@@ -23,6 +23,7 @@ from .fit import fit
 from .recipe import Recipe, parse
 from .run import Run, load
 from .schedules import Constant, Cosine, Cyclical, Linear, Logistic
+from .stein import transport
 from .strategies import Beam, Greedy, Sample
 from .text import interpolate, reconstruct, sample
 
@@ -61,4 +62,5 @@ __all__ = [
     "reconstruct",
     "sample",
     "to_arviz",
+    "transport",
 ]
