@@ -8,7 +8,7 @@ import numpy as np
 import pyro
 from pyro import poutine
 from pyro.infer import SVGD, RBFSteinKernel
-from pyro.optim import Adam
+from pyro.optim import Adam  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
 
 from ...models.errors import BadInput
 from ..protocol import Batch
