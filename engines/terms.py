@@ -39,6 +39,7 @@ class Terms(NamedTuple):
         score: latent site → log q(z) with z held fixed: its gradient is the score function.
         latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
         normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
+        dream: latent site → log q(z | x) of a z and x that the model drew at fixed parameters, (B,).
     """
 
     log_likelihood: Mapping[str, Array]
@@ -51,6 +52,7 @@ class Terms(NamedTuple):
     latent: Mapping[str, Array] = NOTHING
     prior_draw: Mapping[str, Array] = NOTHING
     normal: Mapping[str, Array] = NOTHING
+    dream: Mapping[str, Array] = NOTHING
 
     @property
     def sampled(self) -> tuple[str, ...]:

@@ -9,11 +9,13 @@ from .divergences import (
     KL,
     TVO,
     FDivergence,
+    Fisher,
     FreeBits,
     GeometricJensenShannon,
     InfoVAE,
     Renyi,
     ReweightedWakeSleep,
+    Stein,
     TargetRate,
 )
 from .evaluate import evaluate
@@ -21,6 +23,7 @@ from .fit import fit
 from .recipe import Recipe, parse
 from .run import Run, load
 from .schedules import Constant, Cosine, Cyclical, Linear, Logistic
+from .stein import transport
 from .strategies import Beam, Greedy, Sample
 from .text import interpolate, reconstruct, sample
 
@@ -34,6 +37,7 @@ __all__ = [
     "Cosine",
     "Cyclical",
     "FDivergence",
+    "Fisher",
     "FreeBits",
     "GeometricJensenShannon",
     "Greedy",
@@ -46,6 +50,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "Run",
     "Sample",
+    "Stein",
     "TargetRate",
     "compare",
     "diagnose",
@@ -57,4 +62,5 @@ __all__ = [
     "reconstruct",
     "sample",
     "to_arviz",
+    "transport",
 ]

@@ -62,11 +62,15 @@ class Run:
 
     @cached_property
     def program(self) -> Program:
+        return self.realised(self._data_size)
+
+    def realised(self, data_size: int) -> Program:
+        """The pair on the run's engine for so many rows; weights are not loaded yet."""
         width = self.tokeniser.size if self.pair.text else self.dataset.width
         recipe = self.recipe
         if recipe.fit.precision == "bfloat16":  # a way to train; numbers are judged in float32
             recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "float32"})})
-        return program_of(recipe, self.pair, width, self._data_size, device=self.device)
+        return program_of(recipe, self.pair, width, data_size, device=self.device)
 
     @cached_property
     def state(self) -> State:

@@ -3,5 +3,6 @@
 from .engine import Program
 from .objective import Loss
 from .ppl import PPL
+from .stein import transport
 
-__all__ = ["PPL", "Loss", "Program"]
+__all__ = ["PPL", "Loss", "Program", "transport"]

@@ -21,6 +21,8 @@ from ..seeds import derive
 from ..terms import Terms
 from . import objective
 from .analytic import peel
+from .arrays import stop_gradient
+from .dreams import asleep
 from .noise import CommonNoise
 from .ppl import PPL, seeded
 from .programs import Function, Parameters, Realised
@@ -109,6 +111,17 @@ class Judging(Realised):
         noise: dict[str, Array] | None = None,
     ) -> Terms:
         """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging."""
+        found = self._two_traces(parameters, arrays, key, particles, training, noise)
+        if "dream" not in self.settings.objective.needs:
+            return found
+        model, _ = self.programs(stop_gradient(parameters), training=training)
+        _, guide = self.programs(parameters, training=training)
+        trace = asleep(model, guide, jax.random.fold_in(key, 2), arrays)
+        return found._replace(dream=objective.dream(trace, self.pair.plate))
+
+    def _two_traces(
+        self, parameters: Parameters, arrays: Any, key: Array, particles: int, training: bool, noise: Any
+    ) -> Terms:
         programs = self.programs(parameters, training=training)
         if particles > 1 and self.broadcasts:
             programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)

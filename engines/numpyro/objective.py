@@ -17,17 +17,20 @@ from ..protocol import Objective
 from ..terms import Sides, Terms
 from .analytic import analytic_kl
 from .arrays import stop_gradient
+from .dreams import asleep
 from .needed import needed
 
 PARTICLES = "particles"
 
 
-def traces(model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any) -> tuple[Any, Any]:
+def traces(
+    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, **kwargs: Any
+) -> tuple[Any, Any]:
     """The guide's trace and the model's replayed against it."""
     model_key, guide_key = jax.random.split(key)
-    guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args)
+    guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args, **kwargs)
     replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
-    return guide_trace, handlers.trace(replayed).get_trace(*args)
+    return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs)
 
 
 def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
@@ -101,6 +104,21 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Array:
     return sum(parts, jnp.zeros(()))
 
 
+def dream(trace: Any, plate: str) -> dict[str, Array]:
+    """`Terms.dream` of the guide's trace from `asleep`.
+
+    Raises:
+        BadInput: a latent outside the plate, which no single datum's dream is about.
+    """
+    found: dict[str, Array] = {}
+    guide = sites(trace)
+    for name, q in guide.items():
+        if not _frames({name: q}, plate):
+            raise BadInput(f"the sleep phase is of latents per datum, and {name!r} stands outside the plate {plate!r}")
+        found[name] = _PerDatum(q, plate, _rows(guide, plate), 1)(q["fn"].log_prob(q["value"]))
+    return found
+
+
 class Loss(ELBO):
     """An objective as the `loss=` of stock `numpyro.infer.SVI`: −Σ over the data, corpus-scaled as NumPyro's own.
 
@@ -118,11 +136,11 @@ class Loss(ELBO):
         in_model: set[str] = set()
 
         def sides(param_map: Any) -> Sides:
-            def substituted(program: Any) -> Any:
-                return lambda: handlers.substitute(program, data=param_map)(*args, **kwargs)
+            def substituted(program: Any, data: Any = param_map) -> Any:
+                return handlers.substitute(program, data=data)
 
             def found(key: Array) -> tuple[Terms, Array]:
-                guide_trace, model_trace = traces(substituted(model), substituted(guide), key)
+                guide_trace, model_trace = traces(substituted(model), substituted(guide), key, *args, **kwargs)
                 in_guide = {name for name, site in guide_trace.items() if site["type"] == "param"}
                 in_model.update(name for name, site in model_trace.items() if site["type"] == "param")
                 in_model.difference_update(in_guide)
@@ -144,6 +162,10 @@ class Loss(ELBO):
                 keys = jax.random.split(rng_key, self.num_particles)
                 every, scale = jax.vmap(found, out_axes=(0, None))(keys)
                 every = _stacked(every)
+            if "dream" in self.objective.needs:
+                both = substituted(model, stop_gradient(param_map)), substituted(guide)
+                trace = asleep(*both, jax.random.fold_in(rng_key, 2), *args, **kwargs)
+                every = every._replace(dream=dream(trace, self.plate))
             loss = self.objective.function(every, self.weight)
             if isinstance(loss, Sides):
                 return Sides(*(part.sum() * scale for part in loss))

@@ -19,6 +19,7 @@ from ..seeds import derive
 from ..terms import Terms
 from . import objective
 from .analytic import peel
+from .dreams import asleep
 from .noise import CommonNoise
 from .ppl import _base_name
 from .programs import Function, Realised
@@ -107,10 +108,16 @@ class Judging(Realised):
 
     def terms_of(self, arrays: dict[str, Tensor], particles: int, seed: int | None = None) -> Terms:
         """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging."""
+        found = self._two_traces(arrays, particles, seed)
+        if "dream" not in self.settings.objective.needs:
+            return found
+        return found._replace(dream=objective.dream(asleep(*self.programs(), arrays), self.pair.plate))
+
+    def _two_traces(self, arrays: dict[str, Tensor], particles: int, seed: int | None) -> Terms:
         model, guide = self.programs()
         if particles > 1 and not self.broadcasts:
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
-            return objective._stacked([self.terms_of(arrays, 1, one) for one in seeds])
+            return objective._stacked([self._two_traces(arrays, 1, one) for one in seeds])
         if particles > 1:
             model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
         both = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)

@@ -15,6 +15,7 @@ from ...models.errors import BadInput
 from ..protocol import Objective
 from ..terms import Sides, Terms
 from .analytic import analytic_kl
+from .dreams import asleep
 from .needed import needed
 from .ppl import _base_name
 
@@ -100,6 +101,21 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
     )
 
 
+def dream(trace: Any, plate: str) -> dict[str, Tensor]:
+    """`Terms.dream` of the guide's trace from `asleep`.
+
+    Raises:
+        BadInput: a latent outside the plate, which no single datum's dream is about.
+    """
+    found: dict[str, Tensor] = {}
+    guide = sites(trace)
+    for name, q in guide.items():
+        if not _frames({name: q}, plate):
+            raise BadInput(f"the sleep phase is of latents per datum, and {name!r} stands outside the plate {plate!r}")
+        _add(found, _base_name(name, q), _PerDatum(q, plate, _rows(guide, plate), 1)(q["fn"].log_prob(q["value"])))
+    return found
+
+
 class Loss(ELBO):
     """An objective as the `loss=` of stock `pyro.infer.SVI`: −Σ over the data, corpus-scaled as Pyro's own.
 
@@ -126,7 +142,10 @@ class Loss(ELBO):
 
         by_name: dict[Tensor, str] = {}
         every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
-        loss = self.objective.function(every[0] if len(every) == 1 else _stacked(every), self.weight)
+        made = every[0] if len(every) == 1 else _stacked(every)
+        if "dream" in self.objective.needs:
+            made = made._replace(dream=dream(asleep(model, guide, *args, **kwargs), self.plate))
+        loss = self.objective.function(made, self.weight)
         groups = {side: [tensor for tensor, own in by_name.items() if own == side] for side in ("model", "guide")}
         if isinstance(loss, Sides):
             return Sides(*(part.sum() * scales[0] for part in loss)), groups

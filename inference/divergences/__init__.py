@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from .aggregate import InfoVAE
+from .aggregate import InfoVAE, Stein
 from .base import Objectives
 from .f_divergence import FDivergence
 from .importance import CUBO, IWAE, TVO, Renyi
-from .kl import KL, FreeBits, GeometricJensenShannon, TargetRate
+from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, TargetRate
 from .wake_sleep import ReweightedWakeSleep
 
 
@@ -17,7 +17,18 @@ def _kl_without_a_kind(value: Any) -> Any:
 
 
 Divergence = Annotated[
-    KL | IWAE | Renyi | CUBO | TVO | FDivergence | ReweightedWakeSleep | InfoVAE | TargetRate | GeometricJensenShannon,
+    KL
+    | IWAE
+    | Renyi
+    | CUBO
+    | TVO
+    | FDivergence
+    | ReweightedWakeSleep
+    | InfoVAE
+    | Stein
+    | TargetRate
+    | GeometricJensenShannon
+    | Fisher,
     Field(discriminator="kind"),
     BeforeValidator(_kl_without_a_kind),
 ]
@@ -29,11 +40,13 @@ __all__ = [
     "TVO",
     "Divergence",
     "FDivergence",
+    "Fisher",
     "FreeBits",
     "GeometricJensenShannon",
     "InfoVAE",
     "Objectives",
     "Renyi",
     "ReweightedWakeSleep",
+    "Stein",
     "TargetRate",
 ]

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ...engines.arrays import namespace
 from ...engines.terms import Terms
 from .base import Objectives, averaged
+from .kl import not_normal
 
 
 class InfoVAE(Objectives):
@@ -20,8 +21,8 @@ class InfoVAE(Objectives):
 
     D, by draws of the batch: "mmd", the maximum mean discrepancy, unbiased (U-statistic, may be below 0), with the
     kernel "imq", C / (C + ‖·‖²), or "rbf", exp(−‖·‖² / C), C = 2 D · bandwidth²; "sliced_wasserstein", squared, over
-    `projections` fixed directions, biased upwards by the batch's size; "energy", the energy distance, unbiased. No
-    bound. `weight` multiplies the KL.
+    `projections` fixed directions, biased upwards by the batch's size; "energy", the energy distance, unbiased;
+    "stein", the `stein_discrepancy` with the same kernels, for normal q and p. No bound. `weight` multiplies the KL.
     """
 
     shorthand: ClassVar[str] = "strength"
@@ -29,14 +30,14 @@ class InfoVAE(Objectives):
     kind: Literal["info_vae"] = "info_vae"
     alpha: float = Field(default=0.0, le=1)
     strength: NonNegativeFloat = Field(default=10.0, description="λ")
-    distance: Literal["mmd", "sliced_wasserstein", "energy"] = "mmd"
+    distance: Literal["mmd", "sliced_wasserstein", "energy", "stein"] = "mmd"
     kernel: Literal["imq", "rbf"] = "imq"
     bandwidth: PositiveFloat = 1.0
     projections: PositiveInt = 50
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"latent", "prior_draw"})
+        return frozenset({"latent", "normal" if self.distance == "stein" else "prior_draw"})
 
     def loss(self, terms: Terms, weight: Any) -> Any:
         total = averaged(-terms.reconstruction())
@@ -44,16 +45,20 @@ class InfoVAE(Objectives):
             if self.alpha < 1:
                 total = total + weight * (1 - self.alpha) * averaged(terms.kl_of(site))
             if site in terms.latent:
-                pair = (_first(terms.latent[site]), _first(terms.prior_draw[site]))
-                total = total + (self.alpha + self.strength - 1) * self._distance(*pair, terms.weight)
+                total = total + (self.alpha + self.strength - 1) * self._distance(terms, site)
         return total
 
-    def _distance(self, z: Any, prior: Any, rows: Any) -> Any:
+    def _distance(self, terms: Terms, site: str) -> Any:
+        """A scalar."""
+        if self.distance == "stein":
+            return _stein(self, terms, site)
+        return self._between(_first(terms.latent[site]), _first(terms.prior_draw[site]), terms.weight)
+
+    def _between(self, z: Any, prior: Any, rows: Any) -> Any:
         """A scalar from (B, D) and (B, D); rows (B,) is 0 for fillers."""
         if self.distance == "sliced_wasserstein":
             return self._sliced(z, prior, rows)
-        between = rows[:, None] * rows[None]
-        within = between * namespace(rows).like(1.0 - np.eye(len(rows)), rows)
+        between, within = rows[:, None] * rows[None], _others(rows)
         count, pairs = between.sum(), within.sum().clip(min=1.0)
         if self.distance == "energy":
             near = [(self._norm(a, b) * mask).sum() for a, b, mask in _three(z, prior, within, between)]
@@ -62,9 +67,7 @@ class InfoVAE(Objectives):
         return (near[0] + near[1]) / pairs - 2 * near[2] / count
 
     def _kernel(self, a: Any, b: Any) -> Any:
-        scale = 2.0 * a.shape[-1] * self.bandwidth**2
-        squares = _squares(a, b)
-        return scale / (scale + squares) if self.kernel == "imq" else namespace(a).exp(-squares / scale)
+        return _kernel(_squares(a, b), self.kernel, _scale(a, self.bandwidth))
 
     def _norm(self, a: Any, b: Any) -> Any:
         return namespace(a).sqrt(_squares(a, b) + 1e-12)
@@ -75,6 +78,67 @@ class InfoVAE(Objectives):
         directions = xp.like(directions / np.linalg.norm(directions, axis=0), z)
         ours, theirs = (xp.sort((draw * rows[:, None]) @ directions, 0) for draw in (z, prior))
         return ((ours - theirs) ** 2).sum() / (self.projections * rows.sum())
+
+
+class Stein(Objectives):
+    """−E_q log p(x | z) + weight · KSD²(q(z) ‖ p(z)), the kernelised Stein discrepancy of the aggregate posterior.
+
+    KSD² (Liu, Lee & Jordan 2016; the kernel "imq": Gorham & Mackey 2017) asks the score of the prior and no draw from
+    it: unbiased (U-statistic, may be below 0), 0 in expectation where q(z) = p(z). For normal q and p. No bound.
+    """
+
+    shorthand: ClassVar[str] = "weight"
+
+    kind: Literal["stein"] = "stein"
+    kernel: Literal["imq", "rbf"] = "imq"
+    bandwidth: PositiveFloat = Field(default=1.0, description="the kernels of info_vae")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"latent", "normal"})
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        total = averaged(-terms.reconstruction())
+        for site in terms.log_posterior:
+            total = total + weight * _stein(self, terms, site)
+        return total
+
+
+def stein_discrepancy(z: Any, score: Any, rows: Any, kernel: str, scale: float) -> Any:
+    """KSD² of draws z (B, D) from a density of which `score` (B, D) is ∇ log p at them, a U-statistic: the mean of
+
+    u(z, z') = k s·s' + s·∇_{z'} k + s'·∇_z k + tr ∇_z ∇_{z'} k    over pairs of rows (B,) that are no fillers.
+    """
+    apart = z[:, None] - z[None]
+    squares = (apart**2).sum(-1)
+    k = _kernel(squares, kernel, scale)
+    # k = φ(‖z − z'‖²): φ' and φ''
+    first, second = (-(k**2) / scale, 2 * k**3 / scale**2) if kernel == "imq" else (-k / scale, k / scale**2)
+    along = (apart * (score[None] - score[:, None])).sum(-1)
+    u = k * (score @ score.T) + first * (2 * along - 2 * z.shape[-1]) - 4 * squares * second
+    pairs = _others(rows)
+    return (u * pairs).sum() / pairs.sum().clip(min=1.0)
+
+
+def _stein(divergence: InfoVAE | Stein, terms: Terms, site: str) -> Any:
+    if site not in terms.normal:
+        raise not_normal("the Stein discrepancy", site)
+    z, (_, _, loc, spread) = _first(terms.latent[site]), terms.normal[site]
+    score = (_first(loc) - z) / _first(spread) ** 2
+    return stein_discrepancy(z, score, terms.weight, divergence.kernel, _scale(z, divergence.bandwidth))
+
+
+def _kernel(squares: Any, kernel: str, scale: float) -> Any:
+    return scale / (scale + squares) if kernel == "imq" else namespace(squares).exp(-squares / scale)
+
+
+def _scale(z: Any, bandwidth: float) -> float:
+    return 2.0 * z.shape[-1] * bandwidth**2
+
+
+def _others(rows: Any) -> Any:
+    """(B, B): 1 where two different rows are both real, else 0."""
+    return rows[:, None] * rows[None] * namespace(rows).like(1.0 - np.eye(len(rows)), rows)
 
 
 def _three(z: Any, prior: Any, within: Any, between: Any) -> tuple[tuple[Any, Any, Any], ...]:

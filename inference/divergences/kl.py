@@ -1,4 +1,4 @@
-"""The ELBO and its relatives: KL with a weight, free bits, a target rate, a minimum rate, a skewed Jensen–Shannon."""
+"""The ELBO and its relatives: KL with a weight, free bits, a target rate, a skewed Jensen–Shannon, Fisher."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class GeometricJensenShannon(Objectives):
         total = -terms.reconstruction()
         for site in terms.log_posterior:
             if site not in terms.normal:
-                raise _not_normal(site)
+                raise not_normal(self.kind, site)
             total = total + weight * self._divergence(terms.normal[site])
         return averaged(total)
 
@@ -147,8 +147,33 @@ class GeometricJensenShannon(Objectives):
         return ((1 - alpha) * kl(m, s) + alpha * kl(n, t)).sum(-1)
 
 
-def _not_normal(site: str) -> BadInput:
+class Fisher(Objectives):
+    """−E_q log p(x | z) + weight · F, F = E_q ‖∇ log q(z | x) − ∇ log p(z)‖², closed for normal q and p.
+
+    With q = N(m, s²), p = N(n, t²) a dimension adds (s / t² − 1 / s)² + (m − n)² / t⁴ (Hyvärinen 2005 for F). It is
+    no bound on log p(x) at any weight, nor in nats: F has the unit 1 / z². Exact but for the draw in the reconstruction.
+    """
+
+    shorthand: ClassVar[str] = "weight"
+
+    kind: Literal["fisher"] = "fisher"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"normal"})
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        total = -terms.reconstruction()
+        for site in terms.log_posterior:
+            if site not in terms.normal:
+                raise not_normal(self.kind, site)
+            m, s, n, t = terms.normal[site]
+            total = total + weight * ((s / t**2 - 1 / s) ** 2 + ((m - n) / t**2) ** 2).sum(-1)
+        return averaged(total)
+
+
+def not_normal(kind: str, site: str) -> BadInput:
     return BadInput(
-        f"geometric_jensen_shannon has a formula for normal q and p only, and {site!r} is not: "
+        f"{kind} has a formula for normal q and p only, and {site!r} is not: "
         "use the kinds diagonal_normal and standard_normal, or another divergence"
     )

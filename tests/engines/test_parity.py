@@ -14,10 +14,13 @@ from guidebook.inference import (
     KL,
     TVO,
     FDivergence,
+    Fisher,
     FreeBits,
     GeometricJensenShannon,
+    InfoVAE,
     Renyi,
     ReweightedWakeSleep,
+    Stein,
     TargetRate,
 )
 from guidebook.models import BadInput
@@ -158,6 +161,9 @@ def test_gradients_agree_per_parameter(both, chosen, batch):
         ReweightedWakeSleep(particles=S),
         TargetRate(nats=2.0, strength=3.0),
         GeometricJensenShannon(alpha=0.3),
+        Fisher(),
+        *(Stein(kernel=kernel, bandwidth=0.7) for kernel in ("imq", "rbf")),
+        InfoVAE(distance="stein", alpha=0.5),
     ],
     ids=lambda d: (
         " ".join(str(value) for key, value in d.model_dump(exclude_defaults=True).items() if key != "kind") or d.kind

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpyro.infer import SVI
 
-from guidebook.inference import IWAE, KL, InfoVAE, ReweightedWakeSleep
+from guidebook.inference import IWAE, KL, Fisher, InfoVAE, ReweightedWakeSleep, Stein
 
 X = np.array([0.3, -1.2, 2.0])
 NOISE = 0.8
@@ -75,8 +75,16 @@ def test_both_sides_go_down_their_own_slope(engine, divergence):
     assert found["gain"] > 0.05  # towards the posterior
 
 
-def test_an_aggregate_objective_runs_under_the_stock_svis(engine):
-    assert all(np.isfinite(value) for value in gradients(engine, InfoVAE()).values())
+@pytest.mark.parametrize("divergence", [InfoVAE(), Stein(particles=3), InfoVAE(distance="stein", particles=3)])
+def test_an_aggregate_objective_runs_under_the_stock_svis(engine, divergence):
+    assert all(np.isfinite(value) for value in gradients(engine, divergence).values())
+
+
+def test_the_fisher_divergence_under_the_stock_svis_has_its_formulas_slope(engine):
+    """∂ F / ∂ gain = Σ 2 gain x², and that of the reconstruction by the mean of q."""
+    found, gain = gradients(engine, Fisher(particles=64), moved=0.3)["gain"], GAIN + 0.3
+    exact = 2 * gain * (X**2).sum() - ((1 - gain) * X**2).sum() / NOISE**2
+    assert abs(found - exact) < 4.5 * SPREAD / NOISE**2 * np.sqrt((X**2).sum()) / 8
 
 
 def test_a_single_loss_is_refused_where_there_are_two():

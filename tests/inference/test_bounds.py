@@ -16,7 +16,7 @@ import torch
 from scipy import integrate
 
 from guidebook.engines.terms import Sides, Terms
-from guidebook.inference import CUBO, IWAE, KL, TVO, FDivergence, Renyi, ReweightedWakeSleep
+from guidebook.inference import CUBO, IWAE, KL, TVO, FDivergence, Fisher, Renyi, ReweightedWakeSleep
 
 LOG_Z, S, M, T = -1.3, 0.8, 0.5, 0.9
 GROUPS, PARTICLES = 400, 500
@@ -39,8 +39,16 @@ def terms_of(xp, stop, point, noise):
     path = log_normal(xp, z, stop(m), stop(t))
     score = log_normal(xp, stop(z), m, t)
     kl = (xp.log(S / t) + 0.5 * (t**2 + m**2) / S**2 - 0.5)[:, None]
+    normal = xp.stack([m, t, 0.0 * m, S + 0.0 * m])[..., None]
     return Terms(
-        {"x": likelihood}, {"z": prior}, {"z": q}, {"z": kl}, xp.ones_like(noise[0]), {"z": path}, {"z": score}
+        {"x": likelihood},
+        {"z": prior},
+        {"z": q},
+        {"z": kl},
+        xp.ones_like(noise[0]),
+        {"z": path},
+        {"z": score},
+        normal={"z": normal},
     )
 
 
@@ -97,6 +105,16 @@ def elbo(theta, m, t):
 
 def log_evidence(theta):
     return LOG_Z + 0.5 * (theta * S) ** 2
+
+
+def fisher(theta, m, t):
+    """−E log p(x | z) + E (∂_z log q − ∂_z log p(z))², the derivatives by differences."""
+
+    def scores(z):
+        ends = np.array([z - 1e-4, z + 1e-4])
+        return np.diff(np.log(density(ends, m, t)) - np.log(density(ends, 0, S)))[0] / 2e-4
+
+    return expected(lambda z: -LOG_Z - theta * z + scores(z) ** 2, m, t)
 
 
 def f_exact(f):
@@ -162,6 +180,7 @@ CASES = [
         for e in ("path", "score")
         if (f, e) != ("total_variation", "path")
     ),
+    guided(Fisher(), fisher, fisher),
     guided(ReweightedWakeSleep(), f_exact(F["forward_kl"]), lambda *p: -log_evidence(p[0])),
 ]
 THIS = sys.modules[__name__]
@@ -218,6 +237,16 @@ def test_sticking_the_landing_has_no_variance_at_the_posterior(monkeypatch):
         value, gradient = measured("torch", KL(estimator=estimator))
         np.testing.assert_allclose(value, -LOG_Z, rtol=1e-12)
         assert (np.abs(gradient[1:]).max() < 1e-12) == (estimator == "stl")
+
+
+def test_the_fisher_divergence_is_least_and_nothing_where_q_is_p(monkeypatch):
+    monkeypatch.setattr(THIS, "POINT", np.array([0.0, 0.0, np.log(S)]))
+    value, gradient = measured("torch", Fisher())
+    np.testing.assert_allclose(value, -LOG_Z, rtol=1e-12)
+    np.testing.assert_allclose(gradient[1:], 0.0, atol=1e-12)
+    for m, log_t in ((0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.0, -0.2)):
+        monkeypatch.setattr(THIS, "POINT", np.array([0.0, m, np.log(S) + log_t]))
+        assert measured("torch", Fisher())[0].min() > -LOG_Z + 0.01
 
 
 def test_tail_adaptive_weights_are_ranks():

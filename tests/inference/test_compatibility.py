@@ -63,6 +63,8 @@ def test_a_recipe_is_refused_exactly_where_the_matrix_says_so(row):
             'no gradient through its draws .* use kl with estimator = "score"',
         ),
         ({"divergence": "geometric_jensen_shannon", "posterior": "laplace"}, "formula for diagonal normals only"),
+        ({"divergence": "fisher", "prior": "gaussian_mixture"}, "formula for diagonal normals only"),
+        ({"divergence": "stein", "posterior": "laplace"}, "formula for diagonal normals only"),
     ],
 )
 def test_the_sentence_says_what_would_fit(changed, sentence):
