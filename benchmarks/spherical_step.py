@@ -108,16 +108,15 @@ def ours(family: Any) -> Any:
 
 
 def step(draw: Any) -> Step:
-    """A draw of each row, with loc and concentration as an encoder gives them; back to the encoder's outputs."""
+    """A draw of each row and its KL, and back from given gradients of both to the mean directions and concentrations."""
     generator = torch.Generator().manual_seed(0)
-    h = torch.randn(ROWS, DIM, generator=generator, requires_grad=True)
-    raw = torch.empty(ROWS).uniform_(10, 100, generator=generator).requires_grad_()
-    direction = torch.randn(DIM, generator=generator)
+    loc = F.normalize(torch.randn(ROWS, DIM, generator=generator), dim=-1).requires_grad_()
+    concentration = torch.empty(ROWS).uniform_(10, 100, generator=generator).requires_grad_()
+    upstream = (torch.randn(ROWS, DIM, generator=generator), torch.ones(ROWS))
 
     def run() -> None:
-        h.grad = raw.grad = None
-        z, kl = draw(F.normalize(h, dim=-1), F.softplus(raw) + 1)
-        (z @ direction + kl).sum().backward()
+        loc.grad = concentration.grad = None
+        torch.autograd.backward(draw(loc, concentration), upstream)
 
     return run
 

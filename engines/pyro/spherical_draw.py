@@ -7,7 +7,8 @@ With θ the angle between a draw and μ, p(θ) ∝ exp(h(θ)), h = κ T(cos θ) 
 
 Unlike the gradient along the accepted proposal alone (Davidson et al. 2018 without their correction) it is unbiased.
 The integral runs over the tail in which θ lies, as far as the integrand reaches, and is formed in the backward pass. Its
-variable is x = log(tan²(s/2) / tan²(θ/2)): the tails are then smooth for every m, and no trigonometry is left.
+variable is x = log(tan²(s/2) / tan²(θ/2)): the tails are then smooth for every m, and no trigonometry is left. The power
+spherical has a shorter way, unbiased as well, through one of the two Gamma draws that make θ.
 """
 
 from __future__ import annotations
@@ -30,17 +31,15 @@ _NEGLIGIBLE = -80.0  # exponents below turn float32 denormal, and slow
 
 
 class Family(NamedTuple):
-    """How θ is drawn, and how the integrand of its implicit gradient changes with it.
+    """How θ is drawn, and its implicit gradient.
 
     propose: (m, κ, |n|²) to sin²(θ/2) and cos²(θ/2), all in the shape of |n|² but κ, which broadcasts to it; n is the standard
         normal in R^{m−1} whose direction turns the draw around μ.
-    change: (m, κ, sin²(θ/2), cos²(θ/2)) to T at θ; −∂_x T there; the curvature of −log p(x) at its mode; how long the
-        tail towards π is in x beyond what that curvature says; and the function (q, log(1 + q)), q = (e^x − 1) sin²(θ/2),
-        to T(s) − T(θ).
+    implicit: (m, κ, L'(κ), sin²(θ/2), cos²(θ/2), |n|) to dθ/dκ.
     """
 
     propose: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-    change: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Callable[..., Tensor]]]
+    implicit: Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def draw(family: Family, loc: Tensor, concentration: Tensor, slope: Tensor, shape: torch.Size) -> Tensor:
@@ -89,29 +88,9 @@ class _Draw(torch.autograd.Function):
             by_loc = by_loc.sum_to_size(loc.shape)
         if ctx.needs_input_grad[1]:
             by_sine = ((upstream * normal).sum(-1) - by_a * inner) / norm
-            implicit = _implicit(loc.shape[-1], concentration, slope, sine2, cosine2, ctx.family)
+            implicit = ctx.family.implicit(loc.shape[-1], concentration, slope, sine2, cosine2, norm)
             by_concentration = ((by_sine * cosine - by_cosine * sine) * implicit).sum_to_size(concentration.shape)
         return by_loc, by_concentration, None, None, None
-
-
-def _implicit(m: int, concentration: Tensor, slope: Tensor, sine2: Tensor, cosine2: Tensor, family: Family) -> Tensor:
-    """dθ/dκ at sin²(θ/2), cos²(θ/2)."""
-    half = (m - 1) / 2
-    statistic, steepness, curvature, beyond, moved = family.change(m, concentration, sine2, cosine2)
-    score = statistic + slope
-    inner = score > 0  # nearer to μ than the mean of T
-    distance = ((cosine2 - sine2) * half - concentration * steepness).abs_().div_(curvature)  # about, from the mode
-    square = 2 * REACH / curvature + beyond.where(~inner, REACH / half).square()
-    reach = square / ((distance.square() + square).sqrt_() + distance)
-    nodes, weights = _rule(m, sine2.dtype, sine2.device)
-    x = reach.where(~inner, -reach).unsqueeze(-1) * nodes
-    q = x.expm1().mul_(sine2.unsqueeze(-1))
-    log = q.log1p()
-    shift = moved(q, log)
-    exponent = x.sub_(log, alpha=2).mul_(half).add_(shift * concentration.unsqueeze(-1))
-    density = exponent.clamp_(min=_NEGLIGIBLE).exp_()
-    integral = shift.add(score.unsqueeze(-1)).abs_().mul_(density).mul_(weights).sum(-1)
-    return (sine2 * cosine2).sqrt_().mul_(reach).mul_(integral).neg_()
 
 
 @cache
@@ -161,13 +140,29 @@ def _first_accepted(m: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return sine, cosine, accepted.any(0)
 
 
-def _change_von_mises_fisher(m: int, concentration: Tensor, sine2: Tensor, cosine2: Tensor) -> Any:
+def _implicit_von_mises_fisher(
+    m: int, concentration: Tensor, slope: Tensor, sine2: Tensor, cosine2: Tensor, norm: Tensor
+) -> Tensor:
+    """By quadrature over the tail."""
     half = (m - 1) / 2
     root = (concentration.square() + half**2).sqrt()
-    cosine2 = cosine2.unsqueeze(-1)
-    beyond = (REACH - 2 * concentration).clamp(min=0) / half
-    steepness = 2 * sine2 * (1 - sine2)
-    return -2 * sine2, steepness, half * root / (half + root), beyond, lambda q, _: (q / (1 + q)).mul_(cosine2).mul_(-2)
+    curvature = half * root / (half + root)  # of −log p(x) at its mode
+    beyond = (REACH - 2 * concentration).clamp(min=0) / half  # the tail towards π is longer than that says
+    score = slope - 2 * sine2
+    inner = score > 0  # nearer to μ than the mean of T
+    distance = (cosine2 - sine2) * half - 2 * concentration * sine2 * (1 - sine2)
+    distance = distance.abs_().div_(curvature)  # about, from the mode
+    square = 2 * REACH / curvature + beyond.where(~inner, REACH / half).square()
+    reach = square / ((distance.square() + square).sqrt_() + distance)
+    nodes, weights = _rule(m, sine2.dtype, sine2.device)
+    x = reach.where(~inner, -reach).unsqueeze(-1) * nodes
+    q = x.expm1().mul_(sine2.unsqueeze(-1))
+    log = q.log1p()
+    shift = (q / (1 + q)).mul_(cosine2.unsqueeze(-1)).mul_(-2)  # T(s) − T(θ)
+    exponent = x.sub_(log, alpha=2).mul_(half).add_(shift * concentration.unsqueeze(-1))
+    density = exponent.clamp_(min=_NEGLIGIBLE).exp_()
+    integral = shift.add_(score.unsqueeze(-1)).abs_().mul_(density).mul_(weights).sum(-1)
+    return (sine2 * cosine2).sqrt_().mul_(reach).mul_(integral).neg_()
 
 
 def _propose_power_spherical(m: int, concentration: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,12 +173,14 @@ def _propose_power_spherical(m: int, concentration: Tensor, square: Tensor) -> t
     return far / total, near / total
 
 
-def _change_power_spherical(m: int, concentration: Tensor, sine2: Tensor, cosine2: Tensor) -> Any:
-    half = (m - 1) / 2
-    slower = concentration + half
-    statistic = torch.where(sine2 < 0.5, (-sine2).log1p(), cosine2.log())
-    return statistic, sine2, half * slower / (half + slower), REACH / slower, lambda _, log: -log
+def _implicit_power_spherical(
+    m: int, concentration: Tensor, slope: Tensor, sine2: Tensor, cosine2: Tensor, norm: Tensor
+) -> Tensor:
+    """Through the Gamma draw alone, by PyTorch's own gradient of it, which is exact to 1e-3 a draw and 5e-5 on average."""
+    near = norm.square().mul_(cosine2).div_(sine2).mul_(0.5)
+    gradient = torch._standard_gamma_grad(concentration + (m - 1) / 2, near)
+    return (sine2 * cosine2).sqrt_().mul_(gradient).div_(near).neg_()
 
 
-VON_MISES_FISHER = Family(_propose_von_mises_fisher, _change_von_mises_fisher)
-POWER_SPHERICAL = Family(_propose_power_spherical, _change_power_spherical)
+VON_MISES_FISHER = Family(_propose_von_mises_fisher, _implicit_von_mises_fisher)
+POWER_SPHERICAL = Family(_propose_power_spherical, _implicit_power_spherical)

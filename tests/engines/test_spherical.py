@@ -303,6 +303,8 @@ def test_the_implicit_gradient_of_each_draw(on, family, m, kappa):
     assert abs(gradient.mean() - true.d_mean_resultant) < 4.5 * gradient.std() / rows**0.5
     if (m, kappa, family) == (5, 2.0, "VonMisesFisher"):
         assert true.d_mean_resultant == pytest.approx(0.147389, abs=1e-6)
+    if isinstance(on, Torch) and family == "PowerSpherical":
+        return  # through a Gamma draw: another gradient of the same mean
     s2 = (1 - cosine) / 2
     inside = (true.p > 1e-12 * true.p.max()) & (true.s2 > 1e-7) & (true.s2 < 1 - 1e-7)
     area = (np.cumsum(true.p * true.centred) - 0.5 * true.p * true.centred)[inside]  # ∂_κ of F, over s² from 0
