@@ -5,7 +5,8 @@
 Projection, log-softmax and gather are one operation over tiles of rows, so that its memory does not grow with
 batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for an upstream
 gradient of one; the backward pass scales them when the upstream gradient is the same for all counted rows (as
-under the ELBO), and otherwise forms the weight's gradient again, tile by tile.
+under the ELBO), and otherwise forms the weight's gradient again, tile by tile. States of several particles, which
+bounds weigh, leave the weight's gradient to the backward pass at once.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def token_log_prob(
     counted = jnp.broadcast_to(jnp.arange(lead[-1]) < jnp.asarray(lengths)[..., None], lead).reshape(-1)
     words = jnp.broadcast_to(targets, lead).reshape(-1)
     rows = jnp.where(counted[:, None], states.reshape(-1, hidden), 0)  # so that padding may hold anything
-    per_token: Array = _per_token(rows, weight, words, counted, precision)
+    per_token: Array = _per_token(rows, weight, words, counted, precision, len(lead) > 2)
     return per_token.reshape(lead).sum(-1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _per_token(states: Array, weight: Array, words: Array, counted: Array, precision: str) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _per_token(states: Array, weight: Array, words: Array, counted: Array, precision: str, weighed: bool) -> Array:
     """log softmax(W h)[x] per row of states (N, H), which are 0 where not counted; 0 there: (N,)."""
 
     def tile(_, part):
@@ -74,21 +75,22 @@ def _walk(tile: Any, carry: Any, weight: Array, *rows: Array) -> tuple[Any, Any]
     return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
 
 
-def _per_token_fwd(states, weight, words, counted, precision):
+def _per_token_fwd(states, weight, words, counted, precision, weighed):
     def tile(d_weight, part):
         h, own = part
         exponentials, shift, total = _exponentials(h, weight, precision)
         d_states = own - _product_with(exponentials, weight, precision) / total[:, None]
-        d_weight = d_weight + _product_over_rows(exponentials, h / -total[:, None], precision)
+        if not weighed:
+            d_weight = d_weight + _product_over_rows(exponentials, h / -total[:, None], precision)
         return d_weight, ((h * own).sum(-1) - shift - jnp.log(total), d_states)
 
-    zeros = jnp.zeros_like(weight)
+    zeros = None if weighed else jnp.zeros_like(weight)
     d_weight, (log_prob, d_states) = _walk(tile, zeros, weight, states, weight[words])
-    d_weight = d_weight.at[words].add(states)
+    d_weight = None if d_weight is None else d_weight.at[words].add(states)
     return jnp.where(counted, log_prob, 0), (states, weight, words, counted, d_states, d_weight)
 
 
-def _per_token_bwd(precision, residuals, upstream):
+def _per_token_bwd(precision, weighed, residuals, upstream):
     states, weight, words, counted, d_states, d_weight = residuals
     upstream = jnp.where(counted, upstream, 0)
     first = upstream[jnp.argmax(counted)]
@@ -103,7 +105,7 @@ def _per_token_bwd(precision, residuals, upstream):
         d_weight = _walk(tile, jnp.zeros_like(weight), weight, states, upstream)[0]
         return d_weight.at[words].add(states * upstream[:, None])
 
-    d_weight = jax.lax.cond(uniform, lambda: first * d_weight, again)
+    d_weight = again() if d_weight is None else jax.lax.cond(uniform, lambda: first * d_weight, again)
     return d_states * upstream[:, None], d_weight, None, None
 
 

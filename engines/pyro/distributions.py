@@ -6,7 +6,7 @@ Projection, log-softmax and gather are one operation that walks over tiles of ro
 not grow with batch × time × vocabulary. Where gradients are wanted, the same exponentials give those too, for
 an upstream gradient of one; the backward pass scales them when the upstream gradient is the same for all
 counted rows (as under the ELBO), and otherwise forms the weight's gradient again, tile by tile: exact either
-way.
+way. States of several particles, which bounds weigh, leave the weight's gradient to the backward pass at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def token_log_prob(
     targets = targets.expand(*batch, steps).reshape(-1).index_select(0, rows)
     picked = states.reshape(-1, states.shape[-1]).index_select(0, rows)
     if torch.is_grad_enabled() and (picked.requires_grad or weight.requires_grad):
-        per_token = _TokenLogProb.apply(picked, weight, targets, precision)
+        per_token = _TokenLogProb.apply(picked, weight, targets, precision, len(batch) > 1)
     else:
         with products_in(precision):
             per_token = _log_prob(picked, weight, targets)
@@ -137,12 +137,13 @@ class _TokenLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, precision: str) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, precision: str, weighed: bool) -> Tensor:
         ctx.precision = precision
         ctx.dstates = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        ctx.dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(states, weight, targets)
         tile = _tiles.take(states, _tile_rows(len(states), len(weight)), len(weight))
+        later = weighed and len(states) > len(tile)
+        ctx.dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] and not later else None
         result = states.new_empty(len(states))
         ctx.last = None
         with products_in(precision):
@@ -153,17 +154,20 @@ class _TokenLogProb(torch.autograd.Function):
                 if ctx.dweight is not None and at.part.stop < len(states):
                     _add_softmax(ctx.dweight, at, states, 1.0, float(at.part.start > 0))
                 ctx.last = at
+        if later:
+            ctx.last = None
+            _tiles.give_back(tile)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         dstates = ctx.dstates * upstream.unsqueeze(-1) if ctx.needs_input_grad[0] else None
         dweight = None
         if ctx.needs_input_grad[1]:
             with products_in(ctx.precision):
                 dweight = _weight_gradient(ctx, upstream)
-        return dstates, dweight, None, None
+        return dstates, dweight, None, None, None
 
 
 def _weight_gradient(ctx: Any, upstream: Tensor) -> Tensor:
