@@ -36,11 +36,15 @@ class Objective:
     """A function of the terms: `(terms, weight) → (B,)` or `Sides`, to be minimised, in nats per datum.
 
     particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there.
+    pathwise: whether its gradient passes through the guide's draws. additive: whether it is a sum over latent sites and
+    data, so that a latent may be shared by all data.
     """
 
     function: Callable[[Terms, Any], Any]
     particles: int = 1
     needs: frozenset[str] = frozenset()
+    pathwise: bool = True
+    additive: bool = True
 
 
 @dataclass(frozen=True)
