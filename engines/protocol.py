@@ -142,6 +142,18 @@ class Program(Protocol):
         """Weight name → "model" or "guide"."""
         ...
 
+    def chain(self, state: State, batch: Batch, *, seed: int, draws: int, warmup: int) -> dict[str, np.ndarray]:
+        """Draws from p(z | x) by the library's NUTS, site → (S, B, …), after `warmup` that are thrown away.
+
+        One chain moves the latents of all rows together, each row in its own posterior; no row may be filler. Refuses a
+        latent that is not all of R^D, or not the data plate's alone.
+        """
+        ...
+
+    def log_joint(self, state: State, batch: Batch, latents: Mapping[str, np.ndarray]) -> np.ndarray:
+        """log p(x, z), (S, B) float64, at latents of `chain`."""
+        ...
+
     def prior_draws(self, state: State, *, seed: int, rows: int) -> np.ndarray:
         """(rows, Z) draws from p(z); text pairs with one latent."""
         ...

@@ -29,6 +29,26 @@ def refuse_unsuited(guide: Mapping[str, Any], objective: Objective, plate: str) 
             )
 
 
+def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate: str, real: Any) -> None:
+    """model: site → message. real: the library's constraint of that name.
+
+    Raises:
+        BadInput: a latent that Hamiltonian Monte Carlo in R^D, a row of the data plate at a time, cannot move.
+    """
+    if not latents:
+        raise BadInput("the pair has no latent, so its likelihood is exact: evaluate gives it")
+    for name in latents:
+        support = getattr(model[name]["fn"], "support", None)
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support is not real:
+            raise BadInput(
+                f"Hamiltonian Monte Carlo moves in R^D, and the latent {name!r} lives elsewhere under the prior"
+            )
+        if [(frame.name, frame.dim) for frame in model[name]["cond_indep_stack"]] != [(plate, -1)]:
+            raise BadInput(f"a chain per row needs the latent {name!r} in the plate {plate!r} and in no other")
+
+
 def is_shared(site: Mapping[str, Any], plate: str) -> bool:
     """Whether a site is one draw for all data."""
     return all(frame.name != plate for frame in site["cond_indep_stack"])
