@@ -36,11 +36,15 @@ class Objective:
     """A function of the terms: `(terms, weight) → (B,)` or `Sides`, to be minimised, in nats per datum.
 
     particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there.
+    pathwise: whether its gradient passes through the guide's draws. additive: whether it is a sum over latent sites and
+    data, so that a latent may be shared by all data.
     """
 
     function: Callable[[Terms, Any], Any]
     particles: int = 1
     needs: frozenset[str] = frozenset()
+    pathwise: bool = True
+    additive: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,18 @@ class Program(Protocol):
 
     def sides(self, state: State) -> dict[str, str]:
         """Weight name → "model" or "guide"."""
+        ...
+
+    def chain(self, state: State, batch: Batch, *, seed: int, draws: int, warmup: int) -> dict[str, np.ndarray]:
+        """Draws from p(z | x) by the library's NUTS, site → (S, B, …), after `warmup` that are thrown away.
+
+        One chain moves the latents of all rows together, each row in its own posterior; no row may be filler. Refuses a
+        latent that is not all of R^D, or not the data plate's alone.
+        """
+        ...
+
+    def log_joint(self, state: State, batch: Batch, latents: Mapping[str, np.ndarray]) -> np.ndarray:
+        """log p(x, z), (S, B) float64, at latents of `chain`."""
         ...
 
     def prior_draws(self, state: State, *, seed: int, rows: int) -> np.ndarray:

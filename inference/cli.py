@@ -85,6 +85,10 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
     particles: Annotated[int, typer.Option("--particles", min=1, help="Of the importance-weighted bound.")] = 500,
     max_sentences: Annotated[int | None, typer.Option("--max-sentences", min=1, help="Only the first so many.")] = None,
+    hmc: Annotated[
+        int | None,
+        typer.Option("--hmc", metavar="ROWS", min=1, help="Besides: log p(x) of so many rows, from HMC draws."),
+    ] = None,
     seed: SeedOption = 0,
     engine: EngineOption = None,
     device: DeviceOption = "cpu",
@@ -99,7 +103,15 @@ def evaluate(
         found = evaluate(
             loaded, split=split, particles=particles, seed=seed, max_sentences=max_sentences, progress=progress
         )
-    _show(found, as_json)
+    if hmc is None:
+        _show(found, as_json)
+        return
+    with _counting("posteriors sampled") as progress:
+        marginal = loaded.marginal_likelihood(split=split, rows=hmc, seed=seed, progress=progress)
+    if as_json:
+        _print_json(found.to_dict() | {"marginal_likelihood": marginal.to_dict()})
+    else:
+        print(found, marginal, sep="\n")
 
 
 @app.command()

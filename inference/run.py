@@ -85,6 +85,12 @@ class Run:
         """Engine-neutral name → array."""
         return read_arrays(self.folder / "weights.safetensors")[0]
 
+    def marginal_likelihood(self, **settings: Any) -> Any:
+        """log p(x) from draws by Hamiltonian Monte Carlo: `inference.marginal.marginal_likelihood`."""
+        from .marginal import marginal_likelihood
+
+        return marginal_likelihood(self, **settings)
+
     def batches(self, split: str) -> Any:
         return self.dataset.batches(split, batch_size=EVALUATION_ROWS)
 

@@ -29,7 +29,7 @@ class FlowNormal(dist.Distribution):
     """
 
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
-    reparametrized_params = ["loc", "scale", "layers"]  # noqa: RUF012 - NumPyro's way to declare them
+    has_rsample: Any = True
     pytree_data_fields = ("loc", "scale", "layers")
     pytree_aux_fields = ("spec", "normalising")
 

@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Normal
+from numpyro.distributions import Normal, constraints
 
 from ...guides.pair import Pair
 from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
+from ..suited import refuse_immovable
 from ..terms import Terms
 from . import objective
 from .analytic import peel
 from .arrays import stop_gradient
+from .chains import chain
 from .dreams import asleep
 from .noise import CommonNoise
 from .ppl import PPL, seeded
@@ -83,6 +85,26 @@ class Judging(Realised):
         latents, _ = self._drawn(state.parameters, self.arrays(batch), seed, particles)
         rows = len(batch["weight"])
         return {site: by_row(to_numpy(value), **self._layouts[site], rows=rows) for site, value in latents.items()}
+
+    def chain(self, state: Any, batch: Batch, *, seed: int, draws: int, warmup: int) -> dict[str, np.ndarray]:
+        model, _ = self.programs(state.parameters, training=False)
+        start = self._latents(
+            {site: draw[0] for site, draw in self.draws(state, batch, seed=seed, particles=1).items()}
+        )
+        arrays = self.arrays(batch)
+
+        def trace(latents: dict[str, Any]) -> Any:
+            fixed = handlers.condition(handlers.seed(model, jax.random.key(0)), data=latents)
+            return handlers.trace(fixed).get_trace(arrays)
+
+        refuse_immovable(objective.sites(trace(start)), start, self.pair.plate, constraints.real)
+        found = chain(
+            lambda latents: -self._log_prob(trace(latents)).sum(), start, derive(seed, "chain"), draws, warmup
+        )
+        return {site: to_numpy(value) for site, value in found.items()}
+
+    def log_joint(self, state: Any, batch: Batch, latents: Mapping[str, np.ndarray]) -> np.ndarray:
+        return to_numpy(self._log_joint(state.parameters, self.arrays(batch), self._latents(latents)))
 
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
         modules = self.modules(state.parameters)
@@ -202,6 +224,9 @@ class Judging(Realised):
 
     def _log_prob(self, trace: Any) -> Array:
         return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
+
+    def _latents(self, values: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        return {site: jnp.asarray(value, self.dtype) for site, value in values.items()}
 
     def _layout(self, site: Any) -> dict[str, Any]:
         """Where `by_row` finds the rows of a site; the steps of a scan stand before its other dimensions."""

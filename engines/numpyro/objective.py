@@ -14,6 +14,7 @@ from numpyro.infer.elbo import ELBO
 
 from ...models.errors import BadInput
 from ..protocol import Objective
+from ..suited import refuse_unsuited
 from ..terms import Sides, Terms
 from .analytic import analytic_kl
 from .arrays import stop_gradient
@@ -154,6 +155,7 @@ class Loss(ELBO):
                     needs=self.objective.needs,
                     key=jax.random.fold_in(key, 1),
                 )
+                refuse_unsuited(sites(guide_trace), self.objective, self.plate)
                 return made, jnp.asarray(scale)
 
             if self.num_particles == 1:
@@ -243,6 +245,16 @@ def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None,
             f"the latent {name!r} has the event shape {events[0]} in the model and {events[1]} in the guide: "
             "to_event declares the dimensions of one datum"
         )
+    batches = [_without_leading_ones(site["fn"].batch_shape) for site in (p, q)]
+    if batches[0] != batches[1]:
+        raise BadInput(
+            f"the latent {name!r} has the batch shape {batches[0]} in the model and {batches[1]} in the guide: "
+            "what one side scans or plates, the other does too"
+        )
+
+
+def _without_leading_ones(shape: Any) -> tuple[int, ...]:
+    return tuple(shape[next((place for place, size in enumerate(shape) if size != 1), len(shape)) :])
 
 
 def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int) -> None:

@@ -19,6 +19,7 @@ from ...models.errors import BadInput
 from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
+from ..suited import is_shared, refuse_unsuited
 from . import networks, objective
 from .ppl import PPL, seeded
 
@@ -42,6 +43,7 @@ class Realised:
         self.native: _Native | None = None
         self.side: dict[str, str] = {}
         self.broadcasts = False
+        self.shared: tuple[str, ...] = ()
         self.outermost = -2
 
     def programs(self, parameters: Parameters, *, training: bool) -> tuple[Function, Function]:
@@ -79,6 +81,9 @@ class Realised:
         model_trace = handlers.trace(replayed).get_trace(arrays)
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+        latents = objective.sites(guide_trace)
+        refuse_unsuited(latents, self.settings.objective, self.pair.plate)
+        self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
         self.outermost = objective.outermost(guide_trace, model_trace)
         # NumPyro has no scan inside a plate: such a story's particles are mapped over.
         self.broadcasts = self.pair.engine is None and not self.ppl.scans

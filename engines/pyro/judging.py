@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Normal
 
 from ..draws import by_row, particle_seeds
 from ..protocol import Batch, Posterior
 from ..seeds import derive
+from ..suited import refuse_immovable
 from ..terms import Terms
 from . import objective
 from .analytic import peel
+from .chains import chain
 from .dreams import asleep
 from .noise import CommonNoise
 from .ppl import _base_name
@@ -88,6 +91,31 @@ class Judging(Realised):
         where = {_base_name(name, site): self._layout(name, site) for name, site in objective.sites(trace).items()}
         return {site: by_row(value, **where[site], rows=rows) for site, value in found.items()}
 
+    def chain(self, state: Any, batch: Batch, *, seed: int, draws: int, warmup: int) -> dict[str, np.ndarray]:
+        model, _ = self.programs()
+        start = self._latents(
+            {site: draw[0] for site, draw in self.draws(state, batch, seed=seed, particles=1).items()}
+        )
+        arrays = self.arrays(batch)
+
+        def trace(latents: dict[str, Tensor]) -> Any:
+            return poutine.trace(poutine.condition(model, data=latents)).get_trace(arrays)
+
+        with self._evaluation(derive(seed, "chain")):
+            refuse_immovable(objective.sites(trace(start)), start, self.pair.plate, constraints.real)
+            found = chain(lambda latents: -self._log_prob(trace(latents)).sum(), start, seed, draws, warmup)
+        return {site: to_numpy(value) for site, value in found.items()}
+
+    def log_joint(self, state: Any, batch: Batch, latents: Mapping[str, np.ndarray]) -> np.ndarray:
+        model, _ = self.programs()
+        arrays = self.arrays(batch)
+        with self._evaluation(0):
+            found = []
+            for number in range(len(next(iter(latents.values())))):
+                one = self._latents({site: value[number] for site, value in latents.items()})
+                found.append(self._log_prob(poutine.trace(poutine.condition(model, data=one)).get_trace(arrays)))
+        return to_numpy(torch.stack(found))
+
     def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
         with self._evaluation(seed):
             return to_numpy(self.ppl.module("prior", self.networks["prior"])().sample((rows,)))
@@ -145,6 +173,12 @@ class Judging(Realised):
         plate = [frame.dim for frame in site["cond_indep_stack"] if frame.name == self.pair.plate]
         event = len(site["fn"].event_shape) + (_base_name(name, site) != name)
         return {"event": event, "plate": plate[0] if plate else None}
+
+    def _latents(self, values: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {
+            site: torch.as_tensor(np.array(value)).to(self.settings.device, self.dtype)
+            for site, value in values.items()
+        }
 
     @contextmanager
     def _evaluation(self, seed: int) -> Iterator[None]:

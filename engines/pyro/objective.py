@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...models.errors import BadInput
 from ..protocol import Objective
+from ..suited import refuse_unsuited
 from ..terms import Sides, Terms
 from .analytic import analytic_kl
 from .dreams import asleep
@@ -138,6 +139,7 @@ class Loss(ELBO):
             rows = _rows(sites(model_trace), self.plate)
             size = _frames(sites(model_trace), self.plate)[0].full_size or rows
             made = terms(guide_trace, model_trace, plate=self.plate, data_size=size, needs=self.objective.needs)
+            refuse_unsuited(sites(guide_trace), self.objective, self.plate)
             return made, size / rows
 
         by_name: dict[Tensor, str] = {}
@@ -269,6 +271,16 @@ def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None,
             f"the latent {name!r} has the event shape {events[0]} in the model and {events[1]} in the guide: "
             "to_event declares the dimensions of one datum"
         )
+    batches = [_without_leading_ones(site["fn"].batch_shape) for site in (p, q)]
+    if batches[0] != batches[1]:
+        raise BadInput(
+            f"the latent {name!r} has the batch shape {batches[0]} in the model and {batches[1]} in the guide: "
+            "what one side scans or plates, the other does too"
+        )
+
+
+def _without_leading_ones(shape: Any) -> tuple[int, ...]:
+    return tuple(shape[next((place for place, size in enumerate(shape) if size != 1), len(shape)) :])
 
 
 def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from ...models.errors import BadInput
 from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
+from ..suited import is_shared, refuse_unsuited
 from . import networks, objective
 from .ppl import PPL, seeded
 
@@ -44,6 +47,7 @@ class Realised:
         self.training = True
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
+        self.shared: tuple[str, ...] = ()
         self.outermost = -2
 
     def programs(self) -> tuple[Function, Function]:
@@ -67,10 +71,15 @@ class Realised:
             in_guide = self._used() | {_neutral(name) for name in guide_trace.param_nodes}
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(arrays)
             in_model = self._used() | {_neutral(name) for name in model_trace.param_nodes} - in_guide
+            for trace in (guide_trace, model_trace):
+                _refuse_two_networks(trace)
             objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+            latents = objective.sites(guide_trace)
+            refuse_unsuited(latents, self.settings.objective, self.pair.plate)
+            self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
             self.outermost = objective.outermost(guide_trace, model_trace)
         found: Parameters = {
-            f"{name}.{weight}": parameter
+            _neutral(f"{name}.{weight}"): parameter
             for name, network in self.networks.items()
             if name in in_guide | in_model
             for weight, parameter in network.named_parameters()
@@ -162,7 +171,8 @@ def _called() -> Iterator[set[nn.Module]]:
     handle = nn.modules.module.register_module_forward_pre_hook(note)
     changed: list[str] = []
     try:
-        yield called
+        with _uncompiled():
+            yield called
     finally:
         handle.remove()
         for module, name, buffer, before in buffers:
@@ -175,8 +185,28 @@ def _called() -> Iterator[set[nn.Module]]:
         )
 
 
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """torch.compile would compile our hook with the module. Without dynamo, slow to import, nothing is compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Using `torch\.compile")
+        yield
+
+
 def _neutral(name: str) -> str:
-    return name.replace("$$$", ".")
+    """torch.compile renames what it wraps: the same weights have the same names with it and without."""
+    return name.replace("$$$", ".").replace("_orig_mod.", "")
+
+
+def _refuse_two_networks(trace: Any) -> None:
+    """Pyro's store keeps the first network of a name; a second one would run with weights that nobody fits."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "param" and "$$$" in name and site["args"][1] is not site["value"]:
+            network = name.partition("$$$")[0]
+            raise BadInput(f"two networks are called {network!r} in pyro.module: give each a name of its own")
 
 
 def _nothing(*_: Any) -> None:

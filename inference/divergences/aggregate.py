@@ -39,6 +39,10 @@ class InfoVAE(Objectives):
     def needs(self) -> frozenset[str]:
         return frozenset({"latent", "normal" if self.distance == "stein" else "prior_draw"})
 
+    @property
+    def additive(self) -> bool:
+        return True
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         total = averaged(-terms.reconstruction())
         for site in terms.log_posterior:

@@ -40,6 +40,11 @@ class Objectives(Spec):
         """Whether its gradient passes through the guide's draws."""
         return True
 
+    @property
+    def additive(self) -> bool:
+        """Whether it is a sum over latent sites and data, so that a latent may be shared by all data."""
+        return False
+
     def loss(self, terms: Terms, weight: Any) -> Any | Sides:
         """What training minimises, (B,) nats per datum; `Sides` where model and guide minimise different things."""
         raise NotImplementedError
@@ -50,7 +55,7 @@ class Objectives(Spec):
         return found.value if isinstance(found, Sides) else found
 
     def objective(self) -> Objective:
-        return Objective(self.loss, self.particles, self.needs)
+        return Objective(self.loss, self.particles, self.needs, self.pathwise, self.additive)
 
     def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
         """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`."""

@@ -64,6 +64,10 @@ class KL(Objectives):
     def pathwise(self) -> bool:
         return self.estimator != "score"
 
+    @property
+    def additive(self) -> bool:
+        return self.estimator != "score" and self.free_bits is None
+
     def loss(self, terms: Terms, weight: Any) -> Any:
         if self.estimator != "analytic":
             return self._sampled(terms, weight)

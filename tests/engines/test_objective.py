@@ -145,25 +145,6 @@ def test_a_kl_without_a_formula_is_sampled_and_said(both, engine, x):
     assert np.isfinite(float(info["kl/z"]))
 
 
-def scaled(engine, program, factor):
-    wrap = poutine.scale if engine == "pyro" else handlers.scale
-
-    def run(ppl, batch, nets):
-        with wrap(scale=factor):
-            program(ppl, batch, nets)
-
-    return run
-
-
-@pytest.mark.parametrize("sides", [("model",), ("guide",), ("model", "guide")])
-def test_a_scale_of_ones_own_is_refused(both, engine, x, sides):
-    """KL annealing inside programs: half applied by one ELBO, ignored by the other; we have no use for it at all."""
-    programs = {"model": model, "guide": guide}
-    programs |= {side: scaled(engine, programs[side], 0.1) for side in sides}
-    with pytest.raises(BadInput, match=r"scaled by .* set divergence.weight"):
-        fitted(both, engine, both.rows({"x": x}), Pair(**programs, networks=NETS))
-
-
 def test_a_scaled_likelihood_is_refused(both, engine, x):
     wrap = poutine.scale if engine == "pyro" else handlers.scale
 
