@@ -60,15 +60,25 @@ class Settings:
     clip: float | None = None
 
 
+SIDES = ("model", "guide")
+
+
 class Control(NamedTuple):
     """What changes from step to step: pure functions of the step, computed by the loop.
 
-    weight: the KL weight; learning_rate: side ("model", "guide") → rate.
+    weight: the KL weight; learning_rate: side ("model", "guide") → rate. sides: those that move; weights and optimiser
+    slots of the other stay, the gradient's norm is of these, and steps of one side have a stream of noise of their own.
     """
 
     step: int
     weight: float
     learning_rate: Mapping[str, float]
+    sides: tuple[str, ...] = SIDES
+
+
+def noise_of(sides: tuple[str, ...]) -> str:
+    """The purpose (`seeds.derive`) of the noise of steps that move these sides."""
+    return "step" if sides == SIDES else f"step of the {' and '.join(sides)}"
 
 
 class Posterior(NamedTuple):
@@ -87,14 +97,14 @@ class Program(Protocol):
     """A pair realised on one engine."""
 
     compilations: int
-    """Shapes compiled for training so far (an engine that does not compile says 0)."""
+    """Shapes compiled for training so far, one by one for each choice of sides (without a compiler: 0)."""
 
     def init(self, batch: Batch) -> State:
         """Weights, optimiser slots; runs both programs once and refuses pairs whose sites do not match."""
         ...
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
-        """One update from the mean gradient of `batches` (several: gradient accumulation).
+        """One update of `control.sides` from the mean gradient of `batches` (several: gradient accumulation).
 
         Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and, before clipping, `gradient_norm` and
         `gradient_norm/PARAMETER`. An update whose objective or gradient is not finite is not applied.

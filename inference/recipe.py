@@ -24,6 +24,7 @@ from pydantic import (
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
+from .aggressive import Aggressive
 from .compatibility import misfit
 from .datasets import Arrays, Data
 from .divergences import KL, Divergence
@@ -81,6 +82,7 @@ class Fit(Spec):
         default=None, description="stop after so many epochs without a better one"
     )
     plateau: Plateau | None = None
+    aggressive: Aggressive | None = None
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="bfloat16: operands of the large products only"

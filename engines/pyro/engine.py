@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..protocol import Batch, Control, Info, OptimiserSpec
+from ..protocol import Batch, Control, Info, OptimiserSpec, noise_of
 from ..seeds import derive
 from ..terms import Sides, Terms
 from ..weights import check
@@ -45,7 +46,8 @@ class Program(Judging):
         for parameter in state.parameters.values():
             parameter.grad = None
         info: dict[str, Tensor] = {}
-        with self.running(derive(self.settings.seed, "step", control.step)):
+        noise = derive(self.settings.seed, noise_of(control.sides), control.step)
+        with self._moving(state, control.sides), self.running(noise):
             for batch in batches:
                 terms = self.terms_of(self.arrays(batch), self.settings.objective.particles)
                 loss = self._backward(state, terms, control.weight, len(batches))
@@ -68,14 +70,27 @@ class Program(Judging):
         return loss
 
     def _update(self, state: State, control: Control) -> dict[str, Tensor]:
-        found = {name: parameter.grad for name, parameter in state.parameters.items()}
-        gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+        moving = {name: value for name, value in state.parameters.items() if self.side[name] in control.sides}
+        gradients = {name: value.grad for name, value in moving.items() if value.grad is not None}
         norm, norms = optimise.clip(gradients, self.settings.clip)
         if torch.isfinite(norm):
             for side, optimiser in state.optimisers.items():
-                optimiser.param_groups[0]["lr"] = control.learning_rate[side]
-                optimiser.step()
+                if side in control.sides:
+                    optimiser.param_groups[0]["lr"] = control.learning_rate[side]
+                    optimiser.step()
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
+
+    @contextmanager
+    def _moving(self, state: State, sides: Sequence[str]) -> Iterator[None]:
+        """Only parameters of these sides want gradients, which spares those of the others."""
+        still = [value for name, value in state.parameters.items() if self.side[name] not in sides]
+        for parameter in still:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in still:
+                parameter.requires_grad_(True)
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in state.parameters.items()}
