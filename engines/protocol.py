@@ -44,6 +44,17 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """Steps of gradient descent on a datum's variational parameters, as `engines/refinement.py` takes them."""
+
+    steps: int
+    learning_rate: float
+    momentum: float
+    clip: float
+    backpropagate: bool
+
+
+@dataclass(frozen=True)
 class Settings:
     """What realising a pair needs besides the pair.
 
@@ -58,6 +69,7 @@ class Settings:
     precision: str = "float32"
     optimisers: Mapping[str, OptimiserSpec] | None = None
     clip: float | None = None
+    refinement: Refinement | None = None
 
 
 SIDES = ("model", "guide")

@@ -17,7 +17,7 @@ from ..engines.protocol import Batch, Control, Info, Program, State
 from ..engines.seeds import derive
 from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
-from .aggressive import GUIDE, MODEL, InnerLoop, refuse_one_side
+from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
@@ -92,7 +92,7 @@ class _Fitting:
         self.state: State = self.program.init(self.batches.batch(0))
         self.position = Position()
         self.moved: set[tuple[str, ...]] = set()
-        self.inner = self._inner_loop() if fit.aggressive else None
+        self.inner = self._inner_loop(fit.aggressive) if fit.aggressive else None
         if resume:
             self._resume()
         else:
@@ -105,12 +105,12 @@ class _Fitting:
             "train", batch_size=fit.batch_size, seed=seed, shuffle=True, word_keep=1.0 - fit.word_dropout
         )
 
-    def _inner_loop(self) -> InnerLoop:
+    def _inner_loop(self, spec: Aggressive) -> InnerLoop:
         fit = self.recipe.fit
         refuse_one_side(self.program, self.state, self.pair.name)
         validate_program(self.program, self.state, [self.validation.batch(0)], fit.seed, None, 1, True)
         batches = self._training(derive(fit.seed, "inner"))
-        return InnerLoop(fit.aggressive, self.program, batches, fit.accumulate, self._finite)
+        return InnerLoop(spec, self.program, batches, fit.accumulate, self._finite)
 
     def run(self) -> Run:
         self.show.start(self.recipe, self.batches, int(self.last_step), self.position.step, self.folder)

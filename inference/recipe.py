@@ -29,6 +29,7 @@ from .compatibility import misfit
 from .datasets import Arrays, Data
 from .divergences import KL, Divergence
 from .mistakes import models_in, nearest, sentence
+from .refine import Refine
 from .schedules import Constant, NumberOrSchedule
 
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,6 +84,7 @@ class Fit(Spec):
     )
     plateau: Plateau | None = None
     aggressive: Aggressive | None = None
+    refine: Refine | None = None
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="bfloat16: operands of the large products only"
@@ -131,6 +133,8 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
     recipe = _validated(Recipe, tables, origin)
     prior, posterior = getattr(recipe.model, "prior", None), getattr(recipe.guide, "posterior", None)
     why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
+    if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
+        why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
     if why:
         raise BadInput(f"{origin}: {why}")
     return recipe

@@ -19,7 +19,7 @@ from ..seeds import derive
 from ..terms import Sides
 from ..weights import check
 from . import optimise
-from .judging import Judging
+from .losses import Losses
 from .ppl import seeded
 from .programs import Parameters
 
@@ -49,7 +49,7 @@ def _on_its_device(program: type) -> type:
 
 
 @_on_its_device
-class Program(Judging):
+class Program(Losses):
     """`engines.protocol.Program` on NumPyro: pure functions of the parameters, compiled once a shape."""
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
@@ -62,6 +62,7 @@ class Program(Judging):
 
     def init(self, batch: Batch) -> State:
         parameters = self.first_run(batch)
+        self.refuse_settings(parameters, batch)
         specs = self.settings.optimisers or {}
         self.rules = {
             side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
@@ -103,10 +104,7 @@ class Program(Judging):
         def gradient(side: int) -> tuple[Parameters, dict[str, Array]]:
             def loss(moving: Parameters) -> tuple[Array, dict[str, Array]]:
                 nonlocal sided
-                terms = self.terms_of(
-                    parameters | moving, arrays, draw, self.settings.objective.particles, training=True
-                )
-                found = self.settings.objective.function(terms, weight)
+                terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
                 sided = isinstance(found, Sides)
                 every = found if isinstance(found, Sides) else Sides(found, found, found)
                 mean = (every[side] * terms.weight).sum() / terms.weight.size

@@ -23,7 +23,7 @@ from . import objective
 from .analytic import peel
 from .noise import CommonNoise
 from .ppl import PPL, seeded
-from .programs import Function, Parameters, Realised
+from .programs import Exchange, Function, Parameters, Realised
 
 
 class Judging(Realised):
@@ -105,9 +105,10 @@ class Judging(Realised):
         *,
         training: bool,
         noise: dict[str, Array] | None = None,
+        exchange: Exchange | None = None,
     ) -> Terms:
         """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging."""
-        programs = self.programs(parameters, training=training)
+        programs = self.programs(parameters, training=training, exchange=exchange)
         if particles > 1 and self.broadcasts:
             programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..protocol import Batch, Control, Info, OptimiserSpec, noise_of
+from ..protocol import SIDES, Batch, Control, Info, OptimiserSpec, noise_of
 from ..seeds import derive
 from ..terms import Sides, Terms
 from ..weights import check
 from . import objective, optimise
-from .judging import Judging
+from .losses import Losses
 
 
 @dataclass
@@ -27,13 +27,14 @@ class State:
     optimisers: dict[str, Optimizer]
 
 
-class Program(Judging):
+class Program(Losses):
     """`engines.protocol.Program` on Pyro."""
 
     compilations = 0
 
     def init(self, batch: Batch) -> State:
         parameters = self.first_run(batch)
+        self.refuse_settings(batch)
         specs = self.settings.optimisers or {}
         optimisers = {
             side: optimise.realise(specs.get(side, OptimiserSpec()), list(self._of(side, parameters).values()))
@@ -49,20 +50,20 @@ class Program(Judging):
         noise = derive(self.settings.seed, noise_of(control.sides), control.step)
         with self._moving(state, control.sides), self.running(noise):
             for batch in batches:
-                terms = self.terms_of(self.arrays(batch), self.settings.objective.particles)
-                loss = self._backward(state, terms, control.weight, len(batches))
+                terms, found = self.loss_of(self.arrays(batch), control.weight)
+                loss = self._backward(state, terms, found, len(batches))
                 with torch.no_grad():
                     for key, value in terms.sums(loss).items():
                         info[key] = info[key] + value if key in info else value
         info |= self._update(state, control)
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
-    def _backward(self, state: State, terms: Terms, weight: float, batches: int) -> Tensor:
+    def _backward(self, state: State, terms: Terms, found: Tensor | Sides, batches: int) -> Tensor:
         """Adds each side's gradient; what is reported of the loss, (B,) with fillers 0."""
-        found = self.settings.objective.function(terms, weight)
         if isinstance(found, Sides):
             parts = [part * terms.weight for part in found]
-            own = (list(self._of(side, state.parameters).values()) for side in ("model", "guide"))
+            theirs = {own: theirs for theirs, own in self.lent}
+            own = ([theirs.get(one, one) for one in self._of(side, state.parameters).values()] for side in SIDES)
             objective._backward(Sides(*(part.sum() / (len(part) * batches) for part in parts)), *own)
             return parts[0]
         loss = found * terms.weight

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import pyro
 import pytest
+import torch
 
 from guidebook.engines.protocol import OptimiserSpec
 from guidebook.guides import Pair
@@ -80,3 +84,29 @@ def test_steps_of_one_side_have_noise_of_their_own(both, engine):
         _, info = program.step(state, [batch], both.control(rate=0.0)._replace(sides=sides))
         told.add(round(float(info["objective"]), 9))
     assert len(told) == 3
+
+
+@pytest.mark.parametrize("sides", [("model", "guide"), ("guide",), ("model",)])
+def test_a_native_pair_moves_when_its_sides_have_losses_of_their_own(both, engine, sides):
+    """z ~ N(0, 1), x ~ N(z + shift, 1), q = N(slope x, 1) at 0, z = ε: both slopes of the loss are closed."""
+    ppl, array = {"pyro": (pyro, torch.as_tensor), "numpyro": (numpyro, jnp.asarray)}[engine]
+
+    def model(batch, data_size):
+        shift = ppl.param("shift", array(0.0))
+        with ppl.plate("data", data_size, subsample_size=B):
+            z = ppl.sample("z", ppl.distributions.Normal(0.0 * batch["x"], 1.0))
+            ppl.sample("x", ppl.distributions.Normal(z + shift, 1.0), obs=batch["x"])
+
+    def guide(batch, data_size):
+        slope = ppl.param("slope", array(0.0))
+        with ppl.plate("data", data_size, subsample_size=B):
+            ppl.sample("z", ppl.distributions.Normal(slope * batch["x"], 1.0))
+
+    x, noise = np.random.default_rng(0).normal(size=(2, B))
+    pair = both.replaying(engine, Pair(model, guide, engine=engine), {"z": noise})
+    program = both.program(engine, pair, data_size=B, divergence=KL(estimator="stl"))
+    batch = both.rows({"x": x})
+    state, _ = program.step(program.init(batch), [batch], both.control()._replace(sides=sides))
+    moved = {"model": np.mean(x - noise), "guide": np.mean((x - noise) * x)}
+    for name, side in (("shift", "model"), ("slope", "guide")):
+        assert program.weights(state)[name] == pytest.approx(moved[side] * (side in sides), rel=1e-6)
