@@ -58,7 +58,8 @@ class Refinement:
 class Settings:
     """What realising a pair needs besides the pair.
 
-    clip: bound on the global gradient norm over both sides, or None.
+    clip: bound on the global gradient norm over both sides, or None. consistency: λ of KL(q(z | t(x)) ‖ q(z | x)), for
+    batches that hold t(x) (`engines/consistency.py`).
     """
 
     data_size: int
@@ -70,6 +71,7 @@ class Settings:
     optimisers: Mapping[str, OptimiserSpec] | None = None
     clip: float | None = None
     refinement: Refinement | None = None
+    consistency: float | None = None
 
 
 SIDES = ("model", "guide")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
+from .consistency import Views, is_binary
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
+from .interruption import stop_requested
 from .progress import Display, display
 from .recipe import Recipe
 from .resolve import resolve
@@ -101,8 +102,13 @@ class _Fitting:
 
     def _training(self, seed: int) -> Any:
         fit = self.recipe.fit
-        return self.dataset.batches(
+        found = self.dataset.batches(
             "train", batch_size=fit.batch_size, seed=seed, shuffle=True, word_keep=1.0 - fit.word_dropout
+        )
+        if fit.consistency is None:
+            return found
+        return Views(
+            fit.consistency, found, seed, is_binary(self.dataset, getattr(self.recipe.model, "likelihood", None))
         )
 
     def _inner_loop(self, spec: Aggressive) -> InnerLoop:
@@ -117,7 +123,7 @@ class _Fitting:
         if not self.position.finished:
             accumulate = self.recipe.fit.accumulate
             stream = self.batches.stream(self.position.step * accumulate, int(self.last_step) * accumulate)
-            with closing(stream), _stop_requested() as stop:
+            with closing(stream), stop_requested() as stop:
                 self._loop(stream, stop)
         self.show.end(self.position.finished, self.folder)
         return self.run_object
@@ -317,24 +323,3 @@ class _Fitting:
 def _tokens(batch: Batch) -> int:
     """Predicted tokens of the real rows; none where the data are arrays."""
     return int(batch["lengths"] @ batch["weight"]) if "lengths" in batch else 0
-
-
-@contextmanager
-def _stop_requested() -> Iterator[list[int]]:
-    """Signals that ask to stop are kept until the step is whole; a second one is obeyed at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours to handle
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -106,9 +106,13 @@ class Judging(Realised):
         training: bool,
         noise: dict[str, Array] | None = None,
         exchange: Exchange | None = None,
+        programs: tuple[Function, Function] | None = None,
     ) -> Terms:
-        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging."""
-        programs = self.programs(parameters, training=training, exchange=exchange)
+        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging.
+
+        exchange: of the posteriors. programs: in place of the pair's own two.
+        """
+        programs = programs or self.programs(parameters, training=training, exchange=exchange)
         if particles > 1 and self.broadcasts:
             programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]

@@ -1,4 +1,4 @@
-"""What a step on NumPyro minimises: the objective of the terms, at refined variational parameters where they are asked for."""
+"""What a step on NumPyro minimises: the objective of the terms, or of refined ones, or of those of two views of x."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from ..consistency import joined, views
 from ..protocol import Batch, Refinement
 from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..terms import Sides, Terms
@@ -24,6 +25,8 @@ class Losses(Judging):
         """The terms to report, and the loss (B,), or `Sides` of it, under these parameters."""
         if self.settings.refinement:
             return self._refined(parameters, arrays, key, weight, self.settings.refinement)
+        if self.settings.consistency is not None:
+            return self._consistent(parameters, arrays, key, weight, self.settings.consistency)
         terms = self.terms_of(parameters, arrays, key, self.settings.objective.particles, training=True)
         return terms, self.settings.objective.function(terms, weight)
 
@@ -61,6 +64,21 @@ class Losses(Judging):
         amortised = function(terms_at(start, spec.steps + 2, parameters), weight)
         refined, amortised = (one if isinstance(one, Sides) else Sides(one, one, one) for one in (loss, amortised))
         return terms, Sides(refined.value, refined.model, amortised.guide)
+
+    def _consistent(
+        self, parameters: Parameters, arrays: Any, key: Array, weight: Any, strength: float
+    ) -> tuple[Terms, Any]:
+        """The terms of x; the divergence is that of a guide on t(x) from a model that is the guide on x."""
+        particles, function = self.settings.objective.particles, self.settings.objective.function
+        keys, (plain, view) = jax.random.split(key, 3), views(arrays)
+        terms, augmented = (
+            self.terms_of(parameters, one, noise, particles, training=True)
+            for one, noise in zip((plain, view), keys[:2], strict=True)
+        )
+        _, guide = self.programs(parameters, training=True)
+        between = (lambda _: guide(plain), lambda _: guide(view))
+        divergence = self.terms_of(parameters, plain, keys[2], 1, training=True, programs=between).total_kl()
+        return terms, joined(function(terms, weight), function(augmented, weight), strength * divergence)
 
     def _amortised(self, parameters: Parameters, arrays: Any, key: Array) -> list[Array]:
         """W h of every call of a posterior network, in one run of the guide."""

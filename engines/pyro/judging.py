@@ -105,9 +105,19 @@ class Judging(Realised):
         rows = torch.as_tensor(index).to(self.settings.device)
         return tuple(part[rows] for part in cache)
 
-    def terms_of(self, arrays: dict[str, Tensor], particles: int, seed: int | None = None) -> Terms:
-        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging."""
-        model, guide = self.programs()
+    def terms_of(
+        self,
+        arrays: dict[str, Tensor],
+        particles: int,
+        seed: int | None = None,
+        *,
+        programs: tuple[Function, Function] | None = None,
+    ) -> Terms:
+        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging.
+
+        programs: in place of the pair's own two, for one particle.
+        """
+        model, guide = programs or self.programs()
         if particles > 1 and not self.broadcasts:
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
             return objective._stacked([self.terms_of(arrays, 1, one) for one in seeds])

@@ -1,4 +1,4 @@
-"""What a step on Pyro minimises: the objective of the terms, at refined variational parameters where they are asked for."""
+"""What a step on Pyro minimises: the objective of the terms, or of refined ones, or of those of two views of x."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..consistency import joined, views
 from ..protocol import Batch, Refinement
 from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..seeds import derive
@@ -26,6 +27,8 @@ class Losses(Judging):
         """The terms to report, and the loss (B,), or `Sides` of it, at the present parameters."""
         if self.settings.refinement:
             return self._refined(arrays, weight, self.settings.refinement)
+        if self.settings.consistency is not None:
+            return self._consistent(arrays, weight, self.settings.consistency)
         terms = self.terms_of(arrays, self.settings.objective.particles)
         return terms, self.settings.objective.function(terms, weight)
 
@@ -60,6 +63,16 @@ class Losses(Judging):
             amortised = function(self.terms_of(arrays, particles), weight)
         refined, amortised = (one if isinstance(one, Sides) else Sides(one, one, one) for one in (loss, amortised))
         return terms, Sides(refined.value, refined.model, amortised.guide)
+
+    def _consistent(self, arrays: dict[str, Tensor], weight: float, strength: float) -> tuple[Terms, Any]:
+        """The terms of x; the divergence is that of a guide on t(x) from a model that is the guide on x."""
+        particles, function = self.settings.objective.particles, self.settings.objective.function
+        plain, view = views(arrays)
+        terms, augmented = (self.terms_of(one, particles) for one in (plain, view))
+        guide = self.programs()[1]
+        between = self.terms_of(plain, 1, programs=(lambda _: guide(plain), lambda _: guide(view)))
+        loss = joined(function(terms, weight), function(augmented, weight), strength * between.total_kl())
+        return terms, loss
 
     def _amortised(self, arrays: dict[str, Tensor]) -> list[Tensor]:
         """W h of every call of a posterior network, in one run of the guide."""
