@@ -48,10 +48,22 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """Steps of gradient descent on a datum's variational parameters, as `engines/refinement.py` takes them."""
+
+    steps: int
+    learning_rate: float
+    momentum: float
+    clip: float
+    backpropagate: bool
+
+
+@dataclass(frozen=True)
 class Settings:
     """What realising a pair needs besides the pair.
 
-    clip: bound on the global gradient norm over both sides, or None.
+    clip: bound on the global gradient norm over both sides, or None. consistency: λ of KL(q(z | t(x)) ‖ q(z | x)), for
+    batches that hold t(x) (`engines/consistency.py`).
     """
 
     data_size: int
@@ -62,17 +74,29 @@ class Settings:
     precision: str = "float32"
     optimisers: Mapping[str, OptimiserSpec] | None = None
     clip: float | None = None
+    refinement: Refinement | None = None
+    consistency: float | None = None
+
+
+SIDES = ("model", "guide")
 
 
 class Control(NamedTuple):
     """What changes from step to step: pure functions of the step, computed by the loop.
 
-    weight: the KL weight; learning_rate: side ("model", "guide") → rate.
+    weight: the KL weight; learning_rate: side ("model", "guide") → rate. sides: those that move; weights and optimiser
+    slots of the other stay, the gradient's norm is of these, and steps of one side have a stream of noise of their own.
     """
 
     step: int
     weight: float
     learning_rate: Mapping[str, float]
+    sides: tuple[str, ...] = SIDES
+
+
+def noise_of(sides: tuple[str, ...]) -> str:
+    """The purpose (`seeds.derive`) of the noise of steps that move these sides."""
+    return "step" if sides == SIDES else f"step of the {' and '.join(sides)}"
 
 
 class Posterior(NamedTuple):
@@ -91,14 +115,14 @@ class Program(Protocol):
     """A pair realised on one engine."""
 
     compilations: int
-    """Shapes compiled for training so far (an engine that does not compile says 0)."""
+    """Shapes compiled for training so far, one by one for each choice of sides (without a compiler: 0)."""
 
     def init(self, batch: Batch) -> State:
         """Weights, optimiser slots; runs both programs once and refuses pairs whose sites do not match."""
         ...
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
-        """One update from the mean gradient of `batches` (several: gradient accumulation).
+        """One update of `control.sides` from the mean gradient of `batches` (several: gradient accumulation).
 
         Info holds `objective`, `log_likelihood/SITE`, `kl/SITE`, `rows`, and, before clipping, `gradient_norm` and
         `gradient_norm/PARAMETER`. An update whose objective or gradient is not finite is not applied.

@@ -30,6 +30,9 @@ class Position:
     decays: int = 0
     seconds: float = 0.0
     finished: str = ""
+    lagging: bool = True
+    information: float = -math.inf
+    inner: int = 0
     window: dict[str, float] = field(default_factory=dict)
 
 

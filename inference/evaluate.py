@@ -15,6 +15,7 @@ import numpy as np
 from ..engines.protocol import Program, State
 from ..engines.seeds import derive
 from ..engines.terms import Terms
+from ..models.errors import BadInput
 from .accounting import Account, Progress, account, each, first, real
 from .evaluation import Evaluation, SiteEvaluation
 from .metrics import active_dimensions, importance_bound, mutual_information, perplexity
@@ -98,11 +99,12 @@ def validate_program(
     seed: int,
     loss: Callable[[Terms], np.ndarray] | None = None,
     particles: int = 1,
+    information: bool = False,
 ) -> dict[str, Any]:
     """What one pass with `particles` draws per datum tells, for the end of an epoch, in nats per datum.
 
     `objective` (the mean of `loss`), `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `kl/SITE`, and
-    `active_units`, `rows`.
+    `active_units`, `rows`; with `information` also `mi`, or BadInput where it is not known.
     """
     found = account(program, state, batches, seed=seed, particles=particles, loss=loss)
     by_site = {f"kl/{site}": float(kl.sum(-1).mean()) for site, kl in found.kl.items()}
@@ -112,8 +114,16 @@ def validate_program(
         **_elbo(found),
         "active_units": _active_units(found),
         **by_site,
+        **({"mi": _known_information(program, state, batches, found, seed)} if information else {}),
         "rows": len(found.rows),
     }
+
+
+def _known_information(program: Program, state: State, batches: Any, found: Account, seed: int) -> float:
+    values = _information(program, state, batches, found, seed)
+    if values["mi"] is None:
+        raise BadInput(f"the mutual information of data and latents is not known: {values['notes']['mi']}")
+    return values["mi"]
 
 
 def _elbo(found: Account) -> dict[str, Any]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ..engines import load as load_engine
 from ..engines.memory import keep_freed_memory
 from ..engines.protocol import Batch, Control, Info, Program, State
+from ..engines.seeds import derive
 from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
+from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
+from .consistency import Views, is_binary
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
+from .interruption import stop_requested
 from .progress import Display, display
 from .recipe import Recipe
 from .resolve import resolve
@@ -82,27 +85,45 @@ class _Fitting:
     ) -> None:
         self.recipe, self.pair, self.dataset, self.folder, self.show = recipe, pair, dataset, folder, show
         fit = recipe.fit
-        self.batches = dataset.batches(
-            "train", batch_size=fit.batch_size, seed=fit.seed, shuffle=True, word_keep=1.0 - fit.word_dropout
-        )
+        self.batches = self._training(fit.seed)
         self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
         self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)
         self.last_step = min(fit.epochs * self.per_epoch, fit.max_steps or math.inf)
         self.program: Program = program_of(recipe, pair, dataset.width, self.batches.data_size, device=device)
         self.state: State = self.program.init(self.batches.batch(0))
         self.position = Position()
+        self.moved: set[tuple[str, ...]] = set()
+        self.inner = self._inner_loop(fit.aggressive) if fit.aggressive else None
         if resume:
             self._resume()
         else:
             self._start()
         self.run_object = Run(folder, recipe, pair, device=device, dataset=dataset)
 
+    def _training(self, seed: int) -> Any:
+        fit = self.recipe.fit
+        found = self.dataset.batches(
+            "train", batch_size=fit.batch_size, seed=seed, shuffle=True, word_keep=1.0 - fit.word_dropout
+        )
+        if fit.consistency is None:
+            return found
+        return Views(
+            fit.consistency, found, seed, is_binary(self.dataset, getattr(self.recipe.model, "likelihood", None))
+        )
+
+    def _inner_loop(self, spec: Aggressive) -> InnerLoop:
+        fit = self.recipe.fit
+        refuse_one_side(self.program, self.state, self.pair.name)
+        validate_program(self.program, self.state, [self.validation.batch(0)], fit.seed, None, 1, True)
+        batches = self._training(derive(fit.seed, "inner"))
+        return InnerLoop(spec, self.program, batches, fit.accumulate, self._finite)
+
     def run(self) -> Run:
         self.show.start(self.recipe, self.batches, int(self.last_step), self.position.step, self.folder)
         if not self.position.finished:
             accumulate = self.recipe.fit.accumulate
             stream = self.batches.stream(self.position.step * accumulate, int(self.last_step) * accumulate)
-            with closing(stream), _stop_requested() as stop:
+            with closing(stream), stop_requested() as stop:
                 self._loop(stream, stop)
         self.show.end(self.position.finished, self.folder)
         return self.run_object
@@ -115,7 +136,15 @@ class _Fitting:
         while position.step < self.last_step and not position.finished:
             control = self.control(position.step)
             batches = [next(stream) for _ in range(accumulate)]
+            inner: dict[str, Any] = {}
+            if self.inner and position.lagging:
+                self.state, taken = self.inner.run(self.state, control, position.inner)
+                inner, position.inner = {"inner_steps": taken - position.inner}, taken
+                control = control._replace(sides=MODEL)
+                self.moved.add(GUIDE)
+            self.moved.add(control.sides)
             self.state, info = self.program.step(self.state, batches, control)
+            info |= inner
             if pending:
                 self._account(*pending)
             pending = (control, info, sum(map(_tokens, batches)))
@@ -146,18 +175,22 @@ class _Fitting:
         return Control(step, self.recipe.divergence.weight.at(step), rates)
 
     def _account(self, control: Control, info: Info, tokens: int) -> None:
-        """Adds one step to the averages of the next line, and refuses to go on from a value that is not finite."""
+        """Adds one step to the averages of the next line."""
+        window = defaultdict(float, self.position.window)
+        for key, value in (self._finite(control, info) | {"steps": 1.0, "tokens": float(tokens)}).items():
+            window[key] += value
+        self.position.window = dict(window)
+        self.show.step(self.position.step)
+
+    def _finite(self, control: Control, info: Info) -> dict[str, float]:
+        """The values of one step; refuses to go on from one that is not finite."""
         values = {key: float(value) for key, value in info.items() if not key.startswith(_GRADIENT)}
         broken = [key for key, value in values.items() if not math.isfinite(value)]
         if broken == ["gradient_norm"]:
             broken += [key for key, value in info.items() if key.startswith(_GRADIENT) and not math.isfinite(value)]
         if broken:
             raise FailedRun(self._blame(control.step, broken))
-        window = defaultdict(float, self.position.window)
-        for key, value in (values | {"steps": 1.0, "tokens": float(tokens)}).items():
-            window[key] += value
-        self.position.window = dict(window)
-        self.show.step(self.position.step)
+        return values
 
     def _blame(self, step: int, broken: list[str]) -> str:
         named = sorted((key for key in broken if "/" in key), key=lambda key: not key.startswith("kl/"))
@@ -185,6 +218,8 @@ class _Fitting:
             "tokens": window.pop("tokens"),
             "seconds": round(position.seconds, 3),
         }
+        if "inner_steps" in window:
+            line["inner_steps"] = window.pop("inner_steps")
         sites = {key: value / rows for key, value in window.items()}
         line["reconstruction"] = -sum(value for key, value in sites.items() if key.startswith("log_likelihood/"))
         line["kl"] = sum((value for key, value in sites.items() if key.startswith("kl/")), 0.0)
@@ -204,6 +239,7 @@ class _Fitting:
             fit.seed,
             lambda terms: divergence.reported(terms, final),
             divergence.particles,
+            self.inner is not None,
         )
         epoch = math.ceil(position.step / self.per_epoch)
         line = {"kind": "valid", "step": position.step, "epoch": epoch, "seconds": round(position.seconds, 3), **found}
@@ -221,10 +257,14 @@ class _Fitting:
         self.metrics.append(line | {"best": better, "compilations": self.program.compilations})
         self.show.epoch(line, better)
         self._adapt(epoch)
-        shapes = len(self.batches.shapes)
-        if self.program.compilations > shapes:
+        if self.inner:
+            position.lagging = position.lagging and found["mi"] >= position.information
+            position.information = found["mi"]
+        shapes, moved = len(self.batches.shapes), len(self.moved)
+        if self.program.compilations > shapes * moved:
             raise FailedRun(
-                f"{self.program.compilations} compilations for {shapes} shapes of batches: this is a defect of guidebook"
+                f"{self.program.compilations} compilations for {shapes} shapes of batches and {moved} choices of sides: "
+                "this is a defect of guidebook"
             )
 
     def _adapt(self, epoch: int) -> None:
@@ -283,24 +323,3 @@ class _Fitting:
 def _tokens(batch: Batch) -> int:
     """Predicted tokens of the real rows; none where the data are arrays."""
     return int(batch["lengths"] @ batch["weight"]) if "lengths" in batch else 0
-
-
-@contextmanager
-def _stop_requested() -> Iterator[list[int]]:
-    """Signals that ask to stop are kept until the step is whole; a second one is obeyed at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours to handle
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -24,10 +24,13 @@ from pydantic import (
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
+from .aggressive import Aggressive
 from .compatibility import misfit
+from .consistency import Consistency
 from .datasets import Arrays, Data
 from .divergences import KL, Divergence
 from .mistakes import models_in, nearest, sentence
+from .refine import Refine
 from .schedules import Constant, NumberOrSchedule
 
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -81,6 +84,9 @@ class Fit(Spec):
         default=None, description="stop after so many epochs without a better one"
     )
     plateau: Plateau | None = None
+    aggressive: Aggressive | None = None
+    refine: Refine | None = None
+    consistency: Consistency | None = None
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="bfloat16: operands of the large products only"
@@ -105,6 +111,8 @@ class Recipe(Spec):
             raise ValueError("fit.plateau stops by itself: leave fit.early_stopping out")
         if self.fit.plateau and self.fit.select != "best":
             raise ValueError('fit.plateau goes back to the best weights: it needs fit.select = "best"')
+        if self.fit.refine and self.fit.consistency:
+            raise ValueError("fit.refine and fit.consistency each say what a step minimises: leave one of them out")
         return self
 
     def to_toml(self) -> str:
@@ -130,6 +138,10 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
     recipe = _validated(Recipe, tables, origin)
     prior, posterior = getattr(recipe.model, "prior", None), getattr(recipe.guide, "posterior", None)
     why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
+    if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
+        why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
+    if why is None and recipe.fit.consistency:
+        why = recipe.fit.consistency.misfit(chosen, posterior)
     if why:
         raise BadInput(f"{origin}: {why}")
     return recipe

@@ -218,6 +218,8 @@ def program_of(recipe: Recipe, pair: Pair, width: int, data_size: int, *, device
         precision="bfloat16" if fit.precision == "bfloat16" else "float32",
         optimisers={"model": _optimiser(fit.optimiser), "guide": _optimiser(fit.guide_optimiser or fit.optimiser)},
         clip=None if np.isinf(fit.optimiser.clip) else fit.optimiser.clip,
+        consistency=fit.consistency.weight if fit.consistency else None,
+        refinement=fit.refine.refinement() if fit.refine else None,
     )
     networks = pair.realisable(recipe.model, recipe.guide, width) if pair.engine is None else {}
     return load_engine(recipe.engine).Program(pair, networks, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,12 @@ from jax import Array
 from ...guides.pair import Pair
 from ...models.spec import Network
 from .. import protocol
-from ..protocol import Batch, Control, Info, OptimiserSpec, Settings
+from ..protocol import Batch, Control, Info, OptimiserSpec, Settings, noise_of
 from ..seeds import derive
 from ..terms import Sides
 from ..weights import check
 from . import optimise
-from .judging import Judging
+from .losses import Losses
 from .ppl import seeded
 from .programs import Parameters
 
@@ -49,19 +49,20 @@ def _on_its_device(program: type) -> type:
 
 
 @_on_its_device
-class Program(Judging):
+class Program(Losses):
     """`engines.protocol.Program` on NumPyro: pure functions of the parameters, compiled once a shape."""
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
         self.compilations = 0
         self.rules: dict[str, Any] = {}
-        self._fused = jax.jit(self._traced_step, donate_argnums=(0,))
-        self._gradient = jax.jit(self._traced_gradient)
-        self._update = jax.jit(self._apply, donate_argnums=(0,))
+        self._fused = jax.jit(self._traced_step, static_argnums=(6,), donate_argnums=(0,))
+        self._gradient = jax.jit(self._traced_gradient, static_argnums=(5,))
+        self._update = jax.jit(self._apply, static_argnums=(3,), donate_argnums=(0,))
 
     def init(self, batch: Batch) -> State:
         parameters = self.first_run(batch)
+        self.refuse_settings(parameters, batch)
         specs = self.settings.optimisers or {}
         self.rules = {
             side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
@@ -73,39 +74,45 @@ class Program(Judging):
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         rates = {side: np.float32(control.learning_rate[side]) for side in self.rules}
         weight, step = np.float32(control.weight), np.uint32(control.step)
-        if len(batches) == 1:
-            return self._fused(state, self.arrays(batches[0]), step, weight, rates)
-        gradients, info = self._gradient(state.parameters, self.arrays(batches[0]), step, weight, np.uint32(0))
-        for place, batch in enumerate(batches[1:], start=1):
-            found = self._gradient(state.parameters, self.arrays(batch), step, weight, np.uint32(place))
-            gradients, info = jax.tree.map(jnp.add, (gradients, info), found)
+        arrays, sides = [self.arrays(batch) for batch in batches], control.sides
+        if len(arrays) == 1:
+            return self._fused(state, arrays[0], step, np.uint32(0), weight, rates, sides)
+        found = (
+            self._gradient(state.parameters, one, step, np.uint32(n), weight, sides) for n, one in enumerate(arrays)
+        )
+        gradients, info = reduce(lambda one, other: jax.tree.map(jnp.add, one, other), found)
         gradients = jax.tree.map(lambda gradient: gradient / len(batches), gradients)
-        state, norms = self._update(state, gradients, rates)
+        state, norms = self._update(state, gradients, rates, sides)
         return state, info | norms
 
-    def _traced_step(self, state: State, arrays: Any, step: Any, weight: Any, rates: Any) -> tuple[State, Any]:
-        gradients, info = self._traced_gradient(state.parameters, arrays, step, weight, np.uint32(0))
-        state, norms = self._apply(state, gradients, rates)
+    def _traced_step(
+        self, state: State, arrays: Any, step: Any, place: Any, weight: Any, rates: Any, sides: tuple[str, ...]
+    ) -> tuple[State, Any]:
+        gradients, info = self._traced_gradient(state.parameters, arrays, step, place, weight, sides)
+        state, norms = self._apply(state, gradients, rates, sides)
         return state, info | norms
 
-    def _traced_gradient(self, parameters: Any, arrays: Any, step: Any, weight: Any, place: Any) -> tuple[Any, Any]:
-        """Runs when JAX compiles, hence once a shape: that is what `compilations` counts."""
+    def _traced_gradient(
+        self, parameters: Parameters, arrays: Any, step: Any, place: Any, weight: Any, sides: tuple[str, ...]
+    ) -> tuple[Parameters, Info]:
+        """Runs when JAX compiles, hence once a shape and choice of sides: that is what `compilations` counts."""
         self.compilations += 1
-        draw = jax.random.fold_in(jax.random.fold_in(seeded(derive(self.settings.seed, "step")), step), place)
+        noise = seeded(derive(self.settings.seed, noise_of(sides)))
+        draw = jax.random.fold_in(jax.random.fold_in(noise, step), place)
+        moving = {name: value for name, value in parameters.items() if self.side[name] in sides}
 
         sided = False
 
         def gradient(side: int) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
-            def loss(parameters: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
+            def loss(moving: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
                 nonlocal sided
-                terms = self.terms_of(parameters, arrays, draw, self.settings.objective.particles, training=True)
-                found = self.settings.objective.function(terms, weight)
+                terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
                 sided = isinstance(found, Sides)
                 every = found if isinstance(found, Sides) else Sides(found, found, found)
                 mean = (every[side] * terms.weight).sum() / terms.weight.size
                 return mean, (terms.sums(every.value * terms.weight), self.moments)
 
-            return jax.grad(loss, has_aux=True)(parameters)
+            return jax.grad(loss, has_aux=True)(moving)
 
         found, (info, moments) = gradient(1)
         if sided:  # the forward pass is the same again: XLA keeps one
@@ -113,20 +120,24 @@ class Program(Judging):
             found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
         return found | {name: parameters[name] - moment for name, moment in moments.items()}, info
 
-    def _apply(self, state: State, gradients: Parameters, rates: Any) -> tuple[State, Info]:
+    def _apply(self, state: State, gradients: Parameters, rates: Any, sides: tuple[str, ...]) -> tuple[State, Info]:
         trained = {name: gradient for name, gradient in gradients.items() if name not in self.momentum}
         trained, norm, norms = optimise.clip(trained, self.settings.clip)
 
         def updated() -> State:
-            parameters, optimisers = dict(state.parameters), {}
+            parameters, optimisers = dict(state.parameters), dict(state.optimisers)
             for side, rule in self.rules.items():
+                if side not in sides:
+                    continue
                 chosen = self._trained(side, state.parameters)
                 updates, optimisers[side] = rule.update(self._of(side, trained), state.optimisers[side], chosen)
                 parameters |= {
                     name: value - rates[side].astype(value.dtype) * updates[name] for name, value in chosen.items()
                 }
             parameters |= {
-                name: parameters[name] - momentum * gradients[name] for name, momentum in self.momentum.items()
+                name: parameters[name] - momentum * gradients[name]
+                for name, momentum in self.momentum.items()
+                if self.side[name] in sides
             }
             return State(parameters, optimisers)
 

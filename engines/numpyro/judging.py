@@ -27,7 +27,7 @@ from .chains import chain
 from .dreams import asleep
 from .noise import CommonNoise
 from .ppl import PPL, seeded
-from .programs import Function, Parameters, Realised
+from .programs import Exchange, Function, Parameters, Realised
 
 
 class Judging(Realised):
@@ -131,9 +131,15 @@ class Judging(Realised):
         *,
         training: bool,
         noise: dict[str, Array] | None = None,
+        exchange: Exchange | None = None,
+        programs: tuple[Function, Function] | None = None,
     ) -> Terms:
-        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging."""
-        found = self._two_traces(parameters, arrays, key, particles, training, noise)
+        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging.
+
+        exchange: of the posteriors. programs: in place of the pair's own two.
+        """
+        programs = programs or self.programs(parameters, training=training, exchange=exchange)
+        found = self._two_traces(programs, arrays, key, particles, training, noise)
         if "dream" not in self.settings.objective.needs:
             return found
         model, _ = self.programs(stop_gradient(parameters), training=training)
@@ -142,9 +148,14 @@ class Judging(Realised):
         return found._replace(dream=objective.dream(trace, self.pair.plate))
 
     def _two_traces(
-        self, parameters: Parameters, arrays: Any, key: Array, particles: int, training: bool, noise: Any
+        self,
+        programs: tuple[Function, Function],
+        arrays: Any,
+        key: Array,
+        particles: int,
+        training: bool,
+        noise: dict[str, Array] | None,
     ) -> Terms:
-        programs = self.programs(parameters, training=training)
         if particles > 1 and self.broadcasts:
             programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]

@@ -5,6 +5,9 @@ Its event shape is (Z,).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +29,14 @@ _TINY = 1e-30  # whose square root is far below any |m| that a network gives
 
 
 class Amortised(Realised):
-    """A family whose parameters are W h."""
+    """A family whose parameters are W h, or what `exchange` gives for them."""
+
+    exchange: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
 
     def parts(self, h: Array, count: int) -> list[Array]:
         """W h as `count` arrays (…, Z), and what is left."""
         found = product(h, self.weights["weight"])
+        found = self.exchange(found) if self.exchange else found
         latent = dict(self.sizes)["latent"]
         return jnp.split(found, [latent * (place + 1) for place in range(count)], axis=-1)
 

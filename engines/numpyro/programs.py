@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -21,10 +22,12 @@ from ..protocol import Batch, Settings
 from ..seeds import derive
 from ..suited import is_shared, refuse_unsuited
 from . import networks, objective
+from .posteriors import Amortised
 from .ppl import PPL, seeded
 
 Parameters = dict[str, Array]
 Function = Callable[[Any], None]
+Exchange = Callable[[Array], Array]
 
 
 class Realised:
@@ -46,12 +49,20 @@ class Realised:
         self.shared: tuple[str, ...] = ()
         self.outermost = -2
 
-    def programs(self, parameters: Parameters, *, training: bool) -> tuple[Function, Function]:
-        """Model and guide as functions of one batch of arrays, with these parameters."""
+    def programs(
+        self, parameters: Parameters, *, training: bool, exchange: Exchange | None = None
+    ) -> tuple[Function, Function]:
+        """Model and guide as functions of one batch of arrays, with these parameters. exchange: of the posteriors."""
         pair, size = self.pair, self.settings.data_size
         model, guide = pair.model, pair.guide or _nothing
         if pair.engine is None:
             modules = self.modules(parameters)
+            if exchange:
+                modules |= {
+                    name: replace(module, exchange=exchange)
+                    for name, module in modules.items()
+                    if isinstance(module, Amortised)
+                }
             self.ppl = ppl = PPL(modules, register=False, training=training, dtype=self.dtype)
             return (
                 lambda arrays: model(ppl, StoryBatch(arrays, size), modules),

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from ...models.errors import BadInput
-from .precision import products_in
+from .precision import _twice, products_in
 
 PAD, BOS, EOS = 0, 1, 2
 TILE = 2**22  # logits in a tile: 16 MiB of float32; smaller ones read and write the gradient of W more often
@@ -42,7 +42,9 @@ def token_log_prob(
     rows = counted.reshape(-1).nonzero().squeeze(-1)
     targets = targets.expand(*batch, steps).reshape(-1).index_select(0, rows)
     picked = states.reshape(-1, states.shape[-1]).index_select(0, rows)
-    if torch.is_grad_enabled() and (picked.requires_grad or weight.requires_grad):
+    if _twice():
+        per_token = (picked @ weight.t()).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    elif torch.is_grad_enabled() and (picked.requires_grad or weight.requires_grad):
         per_token = _TokenLogProb.apply(picked, weight, targets, precision, len(batch) > 1)
     else:
         with products_in(precision):

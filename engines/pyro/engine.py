@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..protocol import Batch, Control, Info, OptimiserSpec
+from ..protocol import SIDES, Batch, Control, Info, OptimiserSpec, noise_of
 from ..seeds import derive
 from ..terms import Sides, Terms
 from ..weights import check
 from . import objective, optimise
-from .judging import Judging
+from .losses import Losses
 
 
 @dataclass
@@ -26,13 +27,14 @@ class State:
     optimisers: dict[str, Optimizer]
 
 
-class Program(Judging):
+class Program(Losses):
     """`engines.protocol.Program` on Pyro."""
 
     compilations = 0
 
     def init(self, batch: Batch) -> State:
         parameters = self.first_run(batch)
+        self.refuse_settings(batch)
         specs = self.settings.optimisers or {}
         optimisers = {
             side: optimise.realise(specs.get(side, OptimiserSpec()), self._trained(side, parameters))
@@ -45,22 +47,23 @@ class Program(Judging):
         for parameter in state.parameters.values():
             parameter.grad = None
         info: dict[str, Tensor] = {}
-        with self.running(derive(self.settings.seed, "step", control.step)):
+        noise = derive(self.settings.seed, noise_of(control.sides), control.step)
+        with self._moving(state, control.sides), self.running(noise):
             for batch in batches:
-                terms = self.terms_of(self.arrays(batch), self.settings.objective.particles)
-                loss = self._backward(state, terms, control.weight, len(batches))
+                terms, found = self.loss_of(self.arrays(batch), control.weight)
+                loss = self._backward(state, terms, found, len(batches))
                 with torch.no_grad():
                     for key, value in terms.sums(loss).items():
                         info[key] = info[key] + value if key in info else value
         info |= self._update(state, control, len(batches))
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
-    def _backward(self, state: State, terms: Terms, weight: float, batches: int) -> Tensor:
+    def _backward(self, state: State, terms: Terms, found: Tensor | Sides, batches: int) -> Tensor:
         """Adds each side's gradient; what is reported of the loss, (B,) with fillers 0."""
-        found = self.settings.objective.function(terms, weight)
         if isinstance(found, Sides):
             parts = [part * terms.weight for part in found]
-            own = (self._trained(side, state.parameters) for side in ("model", "guide"))
+            theirs = {own: theirs for theirs, own in self.lent}
+            own = ([theirs.get(one, one) for one in self._trained(side, state.parameters)] for side in SIDES)
             objective._backward(Sides(*(part.sum() / (len(part) * batches) for part in parts)), *own)
             return parts[0]
         loss = found * terms.weight
@@ -68,18 +71,33 @@ class Program(Judging):
         return loss
 
     def _update(self, state: State, control: Control, batches: int) -> dict[str, Tensor]:
-        found = {name: parameter.grad for name, parameter in state.parameters.items() if name not in self.momentum}
+        moving = {name: value for name, value in state.parameters.items() if self.side[name] in control.sides}
+        found = {name: value.grad for name, value in moving.items() if name not in self.momentum}
         gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
         norm, norms = optimise.clip(gradients, self.settings.clip)
         if torch.isfinite(norm):
             for side, optimiser in state.optimisers.items():
-                optimiser.param_groups[0]["lr"] = control.learning_rate[side]
-                optimiser.step()
+                if side in control.sides:
+                    optimiser.param_groups[0]["lr"] = control.learning_rate[side]
+                    optimiser.step()
             reports = batches * (1 if self.broadcasts else self.settings.objective.particles)
-            for name, momentum in self.momentum.items():
-                moment = state.parameters[name]
-                moment.data -= momentum / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
+            for name in self.momentum.keys() & moving.keys():
+                moment = moving[name]
+                moment.data -= self.momentum[name] / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
+
+    @contextmanager
+    def _moving(self, state: State, sides: Sequence[str]) -> Iterator[None]:
+        """Only parameters of these sides want gradients, which spares those of the others."""
+        others = (value for name, value in state.parameters.items() if self.side[name] not in sides)
+        still = [value for value in others if value.requires_grad]
+        for parameter in still:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in still:
+                parameter.requires_grad_(True)
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in state.parameters.items()}

@@ -134,18 +134,30 @@ class Judging(Realised):
         rows = torch.as_tensor(index).to(self.settings.device)
         return tuple(part[rows] for part in cache)
 
-    def terms_of(self, arrays: dict[str, Tensor], particles: int, seed: int | None = None) -> Terms:
-        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging."""
-        found = self._two_traces(arrays, particles, seed)
+    def terms_of(
+        self,
+        arrays: dict[str, Tensor],
+        particles: int,
+        seed: int | None = None,
+        *,
+        programs: tuple[Function, Function] | None = None,
+    ) -> Terms:
+        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging.
+
+        programs: in place of the pair's own two, for one particle.
+        """
+        found = self._two_traces(programs or self.programs(), arrays, particles, seed)
         if "dream" not in self.settings.objective.needs:
             return found
         return found._replace(dream=objective.dream(asleep(*self.programs(), arrays), self.pair.plate))
 
-    def _two_traces(self, arrays: dict[str, Tensor], particles: int, seed: int | None) -> Terms:
-        model, guide = self.programs()
+    def _two_traces(
+        self, programs: tuple[Function, Function], arrays: dict[str, Tensor], particles: int, seed: int | None
+    ) -> Terms:
+        model, guide = programs
         if particles > 1 and not self.broadcasts:
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
-            return objective._stacked([self._two_traces(arrays, 1, one) for one in seeds])
+            return objective._stacked([self._two_traces(programs, arrays, 1, one) for one in seeds])
         if particles > 1:
             model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
         both = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)

@@ -24,7 +24,7 @@ from .likelihoods import LIKELIHOODS
 from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
-from .precision import check_precision, product, products_in
+from .precision import _twice, check_precision, product, products_in
 from .priors import PRIORS
 from .recurrence import _LIBRARY_DEVICES, _by_library, _joined, gru, gru_cell, lstm, lstm_cell
 
@@ -79,7 +79,7 @@ class Recurrent(Realised):
     def _read(self, embedded: Tensor, z: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """The same from embeddings (T, B, E)."""
         initial = self._initial(z, shape)
-        if embedded.device.type in _LIBRARY_DEVICES:
+        if embedded.device.type in _LIBRARY_DEVICES and not _twice():
             return _by_library(self.spec.kind, _joined(embedded, z, shape), initial, *self._cell_weights())
         projected = product(embedded, self._input_weights()[0], self.precision)
         constant = self._constant(z, shape)

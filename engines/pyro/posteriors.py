@@ -5,6 +5,8 @@ Its event shape is (Z,).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -24,14 +26,16 @@ _TINY = 1e-30  # whose square root is far below any |m| that a network gives
 
 
 class Amortised(Realised):
-    """A family whose parameters are W h."""
+    """A family whose parameters are W h, or what `exchange` gives for them."""
 
     weight: Tensor
+    exchange: Callable[[Tensor], Tensor] | None = None
 
     def parts(self, h: Tensor, count: int) -> tuple[Tensor, ...]:
         """W h as `count` arrays (…, Z), and what is left."""
         latent = self.sizes["latent"]
         found = F.linear(h, self.weight)
+        found = self.exchange(found) if self.exchange else found
         return found.split([latent] * count + [found.shape[-1] - count * latent], -1)
 
 

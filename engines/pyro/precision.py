@@ -37,6 +37,23 @@ def products_in(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+_orders = {"twice": False}
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """What is computed inside, in float32 or float64, has second derivatives, at the price of memory and time."""
+    before, _orders["twice"] = _orders["twice"], True
+    try:
+        yield
+    finally:
+        _orders["twice"] = before
+
+
+def _twice() -> bool:
+    return _orders["twice"]
+
+
 class _Product(torch.autograd.Function):
     """x Wᵀ with every product, forward and backward, in the given precision."""
 
@@ -57,4 +74,5 @@ class _Product(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """x Wᵀ: (…, in), (out, in) to (…, out)."""
-    return torch.nn.functional.linear(x, weight) if precision == "float32" else _Product.apply(x, weight, precision)
+    plain = precision == "float32" or _twice()
+    return torch.nn.functional.linear(x, weight) if plain else _Product.apply(x, weight, precision)

@@ -27,6 +27,7 @@ from .ppl import PPL, seeded
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Any], None]
+Exchange = Callable[[Tensor], Tensor]
 
 
 class Realised:

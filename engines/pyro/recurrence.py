@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import products_in
+from .precision import _twice, products_in
 
 _LIBRARY_DEVICES = ("cuda",)
 
@@ -52,7 +52,7 @@ def lstm(inputs: Tensor, constant: Tensor, h: Tensor, c: Tensor, weight: Tensor,
     """States h_1 … h_T of an LSTM layer (T, S, B, H), from u, a, h_0, c_0 and W."""
     tensors = (inputs, constant, h, c, weight)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _LSTM.apply(*tensors, precision)
+        return _plain_lstm(*tensors) if _twice() else _LSTM.apply(*tensors, precision)
     with products_in(precision):
         return _lstm_states(*tensors)
 
@@ -74,6 +74,17 @@ def _lstm_states(inputs: Tensor, constant: Tensor, h: Tensor, c: Tensor, weight:
         h, c = lstm_cell(flat_gates.addmm_(flat, transposed).view_as(gates), c)
         flat = state.copy_(h).view(-1, h.shape[-1])
     return states
+
+
+def _plain_lstm(inputs: Tensor, constant: Tensor, h: Tensor, c: Tensor, weight: Tensor) -> Tensor:
+    """States by operations that autograd differentiates as often as it is asked to."""
+    states = []
+    for u in inputs.unbind():
+        i, f, g, o = (u + constant + h @ weight.t()).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        states.append(h)
+    return torch.stack(states)
 
 
 class _LSTM(torch.autograd.Function):
@@ -145,7 +156,7 @@ def gru(
     """States h_1 … h_T of a GRU layer (T, S, B, H), from u, a, h_0, W and b."""
     tensors = (inputs, constant, h, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _GRU.apply(*tensors, precision)
+        return _plain_gru(*tensors) if _twice() else _GRU.apply(*tensors, precision)
     with products_in(precision):
         return _gru_loop(*tensors, keep=False)[0][1:]
 
@@ -173,6 +184,18 @@ def _gru_loop(
         torch.add(constant, inputs[t], out=gates[at])
         states[t + 1] = gru_cell(gates[at], recurrent[at], states[t])
     return states, gates, recurrent
+
+
+def _plain_gru(inputs: Tensor, constant: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """States by operations that autograd differentiates as often as it is asked to."""
+    states = []
+    for u in inputs.unbind():
+        r, z, n = (u + constant).chunk(3, -1)
+        by_r, by_z, by_n = (h @ weight.t() + bias).chunk(3, -1)
+        n = (n + (r + by_r).sigmoid() * by_n).tanh()
+        h = n + (z + by_z).sigmoid() * (h - n)
+        states.append(h)
+    return torch.stack(states)
 
 
 class _GRU(torch.autograd.Function):

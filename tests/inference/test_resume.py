@@ -90,8 +90,9 @@ def test_more_epochs_later_are_as_more_epochs_at_once(tiny, whole, tmp_path, eng
     [
         ["fit.accumulate=2", "fit.guide_optimiser={kind='sgd', learning_rate=0.1, momentum=0.9}"],
         ["fit.plateau={patience=1, first_epoch=1, decays=3}", "divergence.free_bits={nats=1.0}"],
+        ["fit.aggressive={inner_steps=4, check_every=2}", "fit.accumulate=2"],
     ],
-    ids=["accumulation and momentum", "plateau"],
+    ids=["accumulation and momentum", "plateau", "aggressive"],
 )
 def test_what_hangs_on_the_past_goes_on(tiny, tmp_path, monkeypatch, settings):
     module = sys.modules["guidebook.inference.fit"]
@@ -102,6 +103,16 @@ def test_what_hangs_on_the_past_goes_on(tiny, tmp_path, monkeypatch, settings):
     with pytest.raises(Interrupted):
         stopped_run(tiny, "pyro", tmp_path / "run", 11, *settings)
     fit(tiny, *settings, out=tmp_path / "run", resume=True, progress=False)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_inner_steps_go_on_where_they_stood(tiny, tmp_path, engine):
+    """Their batches and noise, and the mutual information they are switched off by."""
+    settings = ["fit.aggressive={inner_steps=4, check_every=2}", "fit.epochs=3", "data.buckets=1"]
+    whole_run(tiny, engine, tmp_path / "whole", *settings)
+    with pytest.raises(Interrupted):
+        stopped_run(tiny, engine, tmp_path / "run", 7, *settings)
+    fit(tiny, *settings, engine=engine, out=tmp_path / "run", resume=True, progress=False)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
