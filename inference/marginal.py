@@ -124,7 +124,7 @@ def _log_density(kind: str, fitted: np.ndarray, at: np.ndarray) -> np.ndarray:
     if kind == "kde":
         return gaussian_kde(fitted.T).logpdf(at.T)
     covariance = np.cov(fitted.T).reshape(fitted.shape[1], -1)
-    return multivariate_normal(fitted.mean(0), covariance).logpdf(at)
+    return multivariate_normal.logpdf(at, fitted.mean(0), covariance)
 
 
 def _refuse_many_dimensions(draws: Mapping[str, np.ndarray]) -> None:

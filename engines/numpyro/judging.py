@@ -157,7 +157,8 @@ class Judging(Realised):
         noise: dict[str, Array] | None,
     ) -> Terms:
         if particles > 1 and self.broadcasts:
-            programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
+            model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
+            programs = model, guide
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 

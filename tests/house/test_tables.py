@@ -59,7 +59,7 @@ def test_check_fails_until_the_tables_are_renewed(tables: ModuleType) -> None:
 
 def test_ratios_come_from_the_times_of_one_run(tables: ModuleType) -> None:
     (tables.RESULTS / "speed.cpu.json").write_text(json.dumps(SPEED), encoding="utf-8")
-    assert "| step | ms | 100 | – | 125.0 | – | – | 0.80 | – | – | – | – |" in tables.speed()
+    assert "| step | ms | 100 | – | 125.0 | – | – | – | 0.80 | – | – | – | – | – |" in tables.speed()
 
 
 def test_a_broken_result_is_named(tables: ModuleType) -> None:
