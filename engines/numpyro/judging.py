@@ -112,14 +112,13 @@ class Judging(Realised):
 
         exchange: of the posteriors. programs: in place of the pair's own two.
         """
-        programs = programs or self.programs(parameters, training=training, exchange=exchange)
+        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
         if particles > 1 and self.broadcasts:
-            programs = tuple(objective.plated(program, particles, self.outermost) for program in programs)
+            model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
         def found(key: Array, noise: dict[str, Array] | None) -> Terms:
-            model, guide = programs
             both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
             return objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
