@@ -138,6 +138,7 @@ class Judging(Realised):
 
         exchange: of the posteriors. programs: in place of the pair's own two.
         """
+<<<<<<< HEAD
         programs = programs or self.programs(parameters, training=training, exchange=exchange)
         found = self._two_traces(programs, arrays, key, particles, training, noise)
         if "dream" not in self.settings.objective.needs:
@@ -164,6 +165,15 @@ class Judging(Realised):
 
         def found(key: Array, noise: dict[str, Array] | None) -> tuple[Terms, dict[str, Array]]:
             model, guide = programs
+=======
+        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
+        if particles > 1 and self.broadcasts:
+            model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
+        plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
+        needs = self.settings.objective.needs
+
+        def found(key: Array, noise: dict[str, Array] | None) -> Terms:
+>>>>>>> wip2
             both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
