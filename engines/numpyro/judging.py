@@ -18,7 +18,7 @@ from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
-from ..suited import refuse_immovable
+from ..suited import refuse_immovable, refuse_shared
 from ..terms import Terms
 from . import objective
 from .analytic import peel
@@ -58,6 +58,7 @@ class Judging(Realised):
         return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        refuse_shared(self.shared)
         arrays = self.arrays(batch)
         size = min(particles, max(1, rows // len(batch["weight"])))
         padded = -(-particles // size) * size
