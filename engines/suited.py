@@ -38,7 +38,7 @@ def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate
     if not latents:
         raise BadInput("the pair has no latent, so its likelihood is exact: evaluate gives it")
     for name in latents:
-        support = getattr(model[name]["fn"], "support", None)
+        support: Any = model[name]["fn"].support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
         if support is not real:

@@ -16,7 +16,7 @@ from .spec import Spec, Weight
 class LatentMLP(MLP):
     """An MLP without weights of its own: mlp(x, weights)."""
 
-    kind: Literal["latent_mlp"] = "latent_mlp"  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["latent_mlp"] = "latent_mlp"
 
     def layout(self, inputs: int | None = None, outputs: int | None = None) -> dict[str, Weight]:
         return {}

@@ -10,6 +10,7 @@ import math
 import warnings
 import zipfile
 from importlib.metadata import distributions, version
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +285,7 @@ def test_mutable_state_is_lost_with_a_second_particle(both):
             numpyro.sample("z", ndist.Normal(jnp.zeros(1), 1.0))
 
     def guide(batch=None, data_size=1):
-        state = mutable("count", {"value": jnp.zeros(())})
+        state: Any = mutable("count", {"value": jnp.zeros(())})
         state["value"] = state["value"] + 1
         loc = numpyro.param("loc", jnp.zeros(1))
         with numpyro.plate("data", 1):
