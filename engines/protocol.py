@@ -117,6 +117,9 @@ class Program(Protocol):
     compilations: int
     """Shapes compiled for training so far, one by one for each choice of sides (without a compiler: 0)."""
 
+    shared: tuple[str, ...]
+    """Latent sites outside the data plate, known after `init`: one draw for all data."""
+
     def init(self, batch: Batch) -> State:
         """Weights, optimiser slots; runs both programs once and refuses pairs whose sites do not match."""
         ...
@@ -137,7 +140,10 @@ class Program(Protocol):
         ...
 
     def log_weights(self, state: State, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
-        """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time."""
+        """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time.
+
+        Refuses a latent that is shared by all data: no weight of a single datum bounds anything then.
+        """
         ...
 
     def posterior(self, state: State, batch: Batch) -> dict[str, Posterior]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.errors import BadInput
@@ -38,7 +38,7 @@ def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate
     if not latents:
         raise BadInput("the pair has no latent, so its likelihood is exact: evaluate gives it")
     for name in latents:
-        support: Any = getattr(model[name]["fn"], "support", None)
+        support: Any = model[name]["fn"].support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
         if support is not real:
@@ -47,6 +47,18 @@ def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate
             )
         if [(frame.name, frame.dim) for frame in model[name]["cond_indep_stack"]] != [(plate, -1)]:
             raise BadInput(f"a chain per row needs the latent {name!r} in the plate {plate!r} and in no other")
+
+
+def refuse_shared(sites: Sequence[str]) -> None:
+    """
+    Raises:
+        BadInput: importance weights are asked for, and a latent is one draw for all data.
+    """
+    if sites:
+        raise BadInput(
+            f"the latent {sites[0]!r} is one draw for all data: importance weights of single data bound nothing, "
+            "and one weight for all data would be a single particle's"
+        )
 
 
 def is_shared(site: Mapping[str, Any], plate: str) -> bool:

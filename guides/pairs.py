@@ -6,6 +6,7 @@ from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
 from ..models.sentence_vae import SITES as SENTENCE_SITES
 from ..models.sentence_vae import SentenceModel, sentence_vae
+from ..models.spec import Network
 from ..models.vae import SITES as VAE_SITES
 from ..models.vae import VAEModel, vae
 from .pair import NoLatents, Pair
@@ -37,11 +38,17 @@ LANGUAGE_MODEL = Pair(
     text=True,
 )
 
+
+def _vae_networks(model: VAEModel, guide: VAEGuide, width: int) -> dict[str, Network]:
+    networks = model.networks(width)
+    return networks | guide.networks(width, model.prior.dim, networks["decoder"])
+
+
 VAE = Pair(
     model=vae,
     guide=vae_guide,
     name="vae",
-    networks=lambda model, guide, width: model.networks(width) | guide.networks(width, model.prior.dim),
+    networks=_vae_networks,
     model_spec=VAEModel,
     guide_spec=VAEGuide,
     sites=VAE_SITES,

@@ -7,7 +7,7 @@ N rows of the data set, filler rows left out; D dimensions of a latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -33,6 +33,7 @@ class Account:
         rows: (N,) position of each row in its data set.
         tokens: W, predicted tokens with end marks; 0 when the data are not sentences.
         loss: (N,) the trained objective, where it was asked for.
+        shared: latent sites that are one draw for all data; 1 / N of their KL counts for each datum.
     """
 
     reconstruction: np.ndarray
@@ -42,6 +43,7 @@ class Account:
     rows: np.ndarray
     tokens: int
     loss: np.ndarray | None = None
+    shared: tuple[str, ...] = ()
 
     @property
     def total_kl(self) -> np.ndarray:
@@ -77,7 +79,7 @@ def account(
         found.append(_account_of(program, state, batch, derive(seed, "terms", number), particles, loss))
         if progress:
             progress(number + 1, getattr(batches, "steps_per_epoch", 0))
-    return _joined(found)
+    return replace(_joined(found), shared=program.shared)
 
 
 def each(batches: Any) -> Iterator[Batch]:

@@ -89,7 +89,11 @@ def evaluate_program(
         sites={site: _site(found, site) for site in found.kl},
         about=dict(about or {}),
     )
-    return Evaluation(**values, **_perplexities(values, unit), **_information(program, state, batches, found, seed))
+    information = _information(program, state, batches, found, seed)
+    if program.shared:
+        why = f"{program.shared[0]} is one draw for all data: no weight of a single datum bounds anything"
+        information["notes"] = {"iw_nll": why, **information["notes"]}
+    return Evaluation(**values, **_perplexities(values, unit), **information)
 
 
 def validate_program(
@@ -141,6 +145,8 @@ def _bound(program, state, batches, found, particles, rows, seed, progress) -> d
     if not found.kl:
         nll = float(found.reconstruction.mean())
         return {"iw_nll": nll, "iw_nll_standard_error": None, "iw_effective_particles": None}
+    if program.shared:
+        return dict.fromkeys(("iw_nll", "iw_nll_standard_error", "iw_effective_particles"))
     bounds = []
     for number, batch in enumerate(each(batches)):
         log_weights = program.log_weights(
@@ -160,7 +166,7 @@ def _bound(program, state, batches, found, particles, rows, seed, progress) -> d
 
 def _perplexities(values: dict[str, Any], unit: str | None) -> dict[str, Any]:
     count, tokens = values["sentences"], values["tokens"]
-    if not tokens:
+    if not tokens or values["iw_nll"] is None:
         return dict.fromkeys(("perplexity", "perplexity_unit", "perplexity_bound", "perplexity_elbo"))
     bound = f"importance-weighted, {values['particles']} particles" if values["sites"] else "exact likelihood"
     return {
@@ -191,7 +197,7 @@ def _active_of(found: Account, site: str) -> int | None:
 
 
 def _active_units(found: Account) -> int | None:
-    units = [_active_of(found, site) for site in found.kl]
+    units = [_active_of(found, site) for site in found.kl if site not in found.shared]
     return None if None in units or not units else sum(unit for unit in units if unit is not None)
 
 
@@ -199,23 +205,26 @@ def _information(program, state, batches, found: Account, seed: int) -> dict[str
     """Mutual information and what hangs on it, or why there is none."""
     keys = ("mi", "mi_ceiling", "kl_aggregate", "active_units")
     units = _active_units(found)
-    reason = _no_information(found)
+    local = [site for site in found.kl if site not in program.shared]
+    reason = _no_information(found, local)
     if reason:
         notes: dict[str, str] = dict.fromkeys(keys[:3], reason)
         if units is None:
             notes["active_units"] = reason if not found.kl else "no posterior means are known for every row"
         return {**dict.fromkeys(keys[:3]), "active_units": units, "notes": notes}
-    z = _one_draw(program, state, batches, list(found.kl), seed)
-    loc, scale = (np.concatenate([found.posterior[s][i] for s in found.kl], -1) for i in (1, 2))
+    z = _one_draw(program, state, batches, local, seed)
+    loc, scale = (np.concatenate([found.posterior[s][i] for s in local], -1) for i in (1, 2))
     information = mutual_information(z, loc, scale)
-    values = (*information, float(found.total_kl.mean()) - information.mutual_information, units)
+    kl = sum(float(found.kl[site].sum(-1).mean()) for site in local)
+    values = (*information, kl - information.mutual_information, units)
     return dict(zip(keys, values, strict=True)) | {"notes": {}}
 
 
-def _no_information(found: Account) -> str | None:
-    if not found.kl:
-        return "there is no latent"
-    for site in found.kl:
+def _no_information(found: Account, local: list[str]) -> str | None:
+    """local: the latents of the data plate."""
+    if not local:
+        return "there is no latent" if not found.kl else "no latent is a single datum's"
+    for site in local:
         if site not in found.posterior:
             return f"q({site} | x) hangs on other draws or changes size: its aggregate has no closed density"
         if found.posterior[site].family != "normal":

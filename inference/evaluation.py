@@ -44,7 +44,8 @@ class Evaluation:
         elbo: −(reconstruction + kl), unweighted and without free bits; dropout and word dropout off.
         reconstruction: −E_q log p(x | z). kl: over all latent sites.
         kl_per_dimension: of all sites one after the other; None if a site's KL does not split.
-        iw_nll: −log of the importance-weighted bound with `particles` draws; exact where there is no latent.
+        iw_nll: −log of the importance-weighted bound with `particles` draws; exact where there is no latent,
+            None where a latent is shared by all data.
         iw_nll_standard_error: its Monte Carlo error on this split.
         iw_effective_particles: how many particles carry the weight, averaged over the data.
         perplexity: exp(N · iw_nll / W) per `perplexity_unit`, end marks counted; `perplexity_bound` says from
@@ -61,7 +62,7 @@ class Evaluation:
     reconstruction: float
     kl: float
     kl_per_dimension: list[float] | None
-    iw_nll: float
+    iw_nll: float | None
     iw_nll_standard_error: float | None
     iw_effective_particles: float | None
     particles: int
@@ -98,7 +99,11 @@ class Evaluation:
             ("ELBO", number(self.elbo), unit),
             ("reconstruction", number(self.reconstruction), f"{unit}, −E log p(x | z)"),
             ("KL", number(self.kl), f"{unit}" + (f" ({analytic})" if analytic else "")),
-            ("IW-NLL", number(self.iw_nll), f"{unit}{error}, {self.perplexity_bound or self.bound}"),
+            (
+                "IW-NLL",
+                number(self.iw_nll),
+                self._why("iw_nll", f"{unit}{error}, {self.perplexity_bound or self.bound}"),
+            ),
         ]
         if self.tokens is not None:
             rows += [

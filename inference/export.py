@@ -3,7 +3,7 @@
 Draws have the one dimension `sample`; the data plate and the event dimensions are named as the pair names
 them.
 
-    posterior        every latent site (sample, plate, event …)
+    posterior        every latent site of the data plate (sample, plate, event …)
     log_likelihood   every observed site (sample, plate), at the same draws
     sample_stats     lp = log p(x, z), log_q = log q(z | x), log_weight = lp − log_q: all (sample, plate)
     observed_data    what the observed sites saw; constant_data: the other arrays of a batch
@@ -127,7 +127,8 @@ def _draws(program: Program, state: State, batch: Batch, particles: int, seed: i
     stats = {"lp": sum(likelihood.values(), np.zeros(full))}
     posterior: Arrays = {}
     if terms.log_posterior:
-        posterior = program.draws(state, batch, seed=seed, particles=particles)
+        every = program.draws(state, batch, seed=seed, particles=particles)
+        posterior = {site: draw for site, draw in every.items() if site not in program.shared}
         stats["lp"] = stats["lp"] + sum(terms.log_prior.values())
         stats["log_q"] = sum(terms.log_posterior.values(), np.zeros(full))
         stats["log_weight"] = stats["lp"] - stats["log_q"]

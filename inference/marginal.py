@@ -123,7 +123,7 @@ def _log_density(kind: str, fitted: np.ndarray, at: np.ndarray) -> np.ndarray:
     """log q̂ at draws (L, D), fitted to others."""
     if kind == "kde":
         return gaussian_kde(fitted.T).logpdf(at.T)
-    covariance = np.cov(fitted.T).reshape(fitted.shape[1], -1)
+    covariance: Any = np.cov(fitted.T).reshape(fitted.shape[1], -1)
     return multivariate_normal.logpdf(at, fitted.mean(0), covariance)
 
 

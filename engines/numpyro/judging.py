@@ -18,7 +18,7 @@ from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
-from ..suited import refuse_immovable
+from ..suited import refuse_immovable, refuse_shared
 from ..terms import Terms
 from . import objective
 from .analytic import peel
@@ -62,6 +62,7 @@ class Judging(Realised):
         return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        refuse_shared(self.shared)
         arrays = self.arrays(batch)
         size = min(particles, max(1, rows // len(batch["weight"])))
         padded = -(-particles // size) * size
@@ -138,7 +139,6 @@ class Judging(Realised):
 
         exchange: of the posteriors. programs: in place of the pair's own two.
         """
-<<<<<<< HEAD
         programs = programs or self.programs(parameters, training=training, exchange=exchange)
         found = self._two_traces(programs, arrays, key, particles, training, noise)
         if "dream" not in self.settings.objective.needs:
@@ -157,23 +157,13 @@ class Judging(Realised):
         training: bool,
         noise: dict[str, Array] | None,
     ) -> Terms:
+        model, guide = programs
         if particles > 1 and self.broadcasts:
             model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
-            programs = model, guide
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
         def found(key: Array, noise: dict[str, Array] | None) -> tuple[Terms, dict[str, Array]]:
-            model, guide = programs
-=======
-        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
-        if particles > 1 and self.broadcasts:
-            model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
-        plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
-        needs = self.settings.objective.needs
-
-        def found(key: Array, noise: dict[str, Array] | None) -> Terms:
->>>>>>> wip2
             both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,9 +16,13 @@ class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
-        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[self.spec.activation]
+        activate = activation(self.spec.activation)
         for layer in range(len(self.spec.hidden) + 1):
             if layer:
-                x = activation(x)
+                x = activate(x)
             x = product(x, self.weights[f"weight_{layer}"]) + self.weights[f"bias_{layer}"]
-        return activation(x) if self.spec.activate_outputs else x
+        return activate(x) if self.spec.activate_outputs else x
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    return {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softplus}[name]

@@ -88,6 +88,7 @@ def terms(
         tables["log_posterior"][site] = by_guide(q["fn"].log_prob(q["value"]))
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
+            kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             tables["kl"][site] = datum(kl, event=True)
         for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
             if field in ("path", "score"):
@@ -245,7 +246,7 @@ def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None,
             f"the latent {name!r} has the event shape {events[0]} in the model and {events[1]} in the guide: "
             "to_event declares the dimensions of one datum"
         )
-    batches = [_without_leading_ones(site["fn"].batch_shape) for site in (p, q)]
+    batches = [_own_batch(site) for site in (p, q)]
     if batches[0] != batches[1]:
         raise BadInput(
             f"the latent {name!r} has the batch shape {batches[0]} in the model and {batches[1]} in the guide: "
@@ -253,7 +254,12 @@ def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None,
         )
 
 
-def _without_leading_ones(shape: Any) -> tuple[int, ...]:
+def _own_batch(site: Mapping[str, Any]) -> tuple[int, ...]:
+    """The batch shape of a site without particles and leading ones."""
+    shape = list(site["fn"].batch_shape)
+    for frame in site["cond_indep_stack"]:
+        if frame.name == PARTICLES and len(shape) >= -frame.dim:
+            del shape[frame.dim]
     return tuple(shape[next((place for place, size in enumerate(shape) if size != 1), len(shape)) :])
 
 

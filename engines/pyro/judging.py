@@ -17,7 +17,7 @@ from torch.distributions import Normal
 from ..draws import by_row, particle_seeds
 from ..protocol import Batch, Posterior
 from ..seeds import derive
-from ..suited import refuse_immovable
+from ..suited import refuse_immovable, refuse_shared
 from ..terms import Terms
 from . import objective
 from .analytic import peel
@@ -46,6 +46,7 @@ class Judging(Realised):
         return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
+        refuse_shared(self.shared)
         model, guide = self.programs()
         arrays = self.arrays(batch)
         with self._evaluation(seed):

@@ -20,6 +20,7 @@ from ...models.errors import BadInput
 from ...models.spec import Network
 from .distributions import TokenSequence
 from .dropout import dropped
+from .latent_weights import LATENT_WEIGHTS
 from .likelihoods import LIKELIHOODS
 from .mlp import MLP
 from .module import Realised
@@ -193,6 +194,7 @@ class RecurrentEncoder(Recurrent):
 REALISED: dict[type, type[Realised]] = {
     decoders.RecurrentDecoder: RecurrentDecoder,
     encoders.RecurrentEncoder: RecurrentEncoder,
+    **LATENT_WEIGHTS,
     mlp.MLP: MLP,
     **PRIORS,
     **POSTERIORS,

@@ -31,6 +31,8 @@ class NormalToy:
     compilations = 0
     dimensions = 1
 
+    shared = ()
+
     def guide(self, batch):
         raise NotImplementedError
 
