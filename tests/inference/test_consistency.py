@@ -63,7 +63,7 @@ def test_a_resumed_run_is_as_never_interrupted(tiny, tmp_path, engine, more):
     run = fit(tiny, *settings, engine=engine, out=tmp_path / "whole", progress=False)
     train = run.history("train")
     assert train["objective"].iloc[-1] < train["objective"].iloc[0] - 0.3
-    assert (train["objective"] > 1.8 * train["reconstruction"]).all()
+    assert np.all(train["objective"] > 1.8 * train["reconstruction"])
 
     def stop(self, number):
         if number == 7:
