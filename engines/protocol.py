@@ -35,7 +35,8 @@ class OptimiserSpec:
 class Objective:
     """A function of the terms: `(terms, weight) → (B,)` or `Sides`, to be minimised, in nats per datum.
 
-    particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there.
+    particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there; and
+    "enumeration", for every value of the one, discrete latent in place of draws.
     """
 
     function: Callable[[Terms, Any], Any]
@@ -101,10 +102,11 @@ class Program(Protocol):
         """
         ...
 
-    def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+    def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed.
 
-        Normal latents come from `draws.standard_normal`: the other engine draws the same.
+        Normal latents come from `draws.standard_normal`: the other engine draws the same. Where the objective needs
+        "enumeration", at every value of the latent with its share, unless `drawn`.
         """
         ...
 

@@ -22,6 +22,14 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the posterior {posterior.kind!r} draws {PLACES[posterior.support]} and the prior {prior.kind!r} lives "
             f"{PLACES[prior.support]}: use the prior {' or '.join(others) or 'of the same support'}"
         )
+    if "enumeration" in divergence.needs and not _countable(posterior):
+        discrete = {kind: spec.support for kind, spec in kinds(Posterior).items() if _countable(spec)}
+        near = [kind for kind, support in discrete.items() if support == posterior.support]
+        return (
+            f"enumeration sums over the values of a discrete posterior and the posterior {posterior.kind!r} draws "
+            f"{'relaxed ones' if near else PLACES[posterior.support]}: use the posterior "
+            f'{" or ".join(near or discrete)}, or estimator = "analytic"'
+        )
     if divergence.pathwise and not posterior.pathwise:
         others = [kind for kind, spec in kinds(Divergence).items() if not _example(spec).pathwise]
         scored = divergence.kind if divergence.kind == "f_divergence" else "kl"
@@ -76,6 +84,10 @@ class _Facts:
     def __init__(self, spec: Any) -> None:
         self.kind = spec.model_fields["kind"].default
         self.support, self.pathwise = spec.support, getattr(spec, "pathwise", True)
+
+
+def _countable(posterior: Any) -> bool:
+    return posterior.support in ("binary", "one_hot") and not posterior.pathwise
 
 
 def _inside(one: str, other: str) -> bool:

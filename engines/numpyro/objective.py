@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,20 +15,29 @@ from numpyro.infer.elbo import ELBO
 
 from ...models.errors import BadInput
 from ..protocol import Objective
-from ..terms import Sides, Terms
+from ..terms import TABLES, Sides, Terms
 from .analytic import analytic_kl
 from .arrays import stop_gradient
+from .enumeration import at, support, weighed
 from .needed import needed
 
 PARTICLES = "particles"
 
 
-def traces(model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it."""
+def traces(
+    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, values: Array | None = None
+) -> tuple[Any, Any]:
+    """The guide's trace, its one latent at `values` in place of a draw where they are given, and the model's at it."""
     model_key, guide_key = jax.random.split(key)
     guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args)
-    replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
-    return guide_trace, handlers.trace(replayed).get_trace(*args)
+    if values is not None:
+        guide_trace = at(guide_trace, values, sites(guide_trace))
+    return guide_trace, replayed(handlers.seed(model, model_key), guide_trace, *args)
+
+
+def replayed(model: Callable[..., Any], guide_trace: Any, *args: Any) -> Any:
+    """The model's trace at the latents of the guide's."""
+    return handlers.trace(handlers.replay(model, trace=guide_trace)).get_trace(*args)
 
 
 def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
@@ -69,7 +79,7 @@ def terms(
     guide, model = sites(guide_trace), sites(model_trace)
     _refuse_mismatch(guide, model)
     rows = _rows(model, plate)
-    tables: dict[str, dict[str, Array]] = {name: {} for name in Terms._fields if name != "weight"}
+    tables: dict[str, dict[str, Array]] = {name: {} for name in TABLES}
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(model))
     for (site, p), draw in zip(model.items(), keys, strict=True):
         datum = _PerDatum(p, plate, rows, data_size)
@@ -113,6 +123,7 @@ class Loss(ELBO):
     def __init__(self, objective: Objective, *, plate: str = "data", weight: float = 1.0) -> None:
         super().__init__(num_particles=objective.particles)
         self.objective, self.plate, self.weight = objective, plate, weight
+        self.can_infer_discrete = not objective.needs.isdisjoint({"score", "enumeration"})
 
     def loss(self, rng_key: Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
         in_model: set[str] = set()
@@ -121,8 +132,8 @@ class Loss(ELBO):
             def substituted(program: Any) -> Any:
                 return lambda: handlers.substitute(program, data=param_map)(*args, **kwargs)
 
-            def found(key: Array) -> tuple[Terms, Array]:
-                guide_trace, model_trace = traces(substituted(model), substituted(guide), key)
+            def found(key: Array, values: Array | None = None) -> tuple[Terms, Array]:
+                guide_trace, model_trace = traces(substituted(model), substituted(guide), key, values=values)
                 in_guide = {name for name, site in guide_trace.items() if site["type"] == "param"}
                 in_model.update(name for name, site in model_trace.items() if site["type"] == "param")
                 in_model.difference_update(in_guide)
@@ -138,7 +149,11 @@ class Loss(ELBO):
                 )
                 return made, jnp.asarray(scale)
 
-            if self.num_particles == 1:
+            if "enumeration" in self.objective.needs:
+                drawn, _ = traces(substituted(model), substituted(guide), rng_key)
+                every, scale = jax.vmap(partial(found, rng_key), out_axes=(0, None))(support(sites(drawn), self.plate))
+                every = weighed(_stacked(every))
+            elif self.num_particles == 1:
                 every, scale = found(rng_key)
             else:
                 keys = jax.random.split(rng_key, self.num_particles)

@@ -20,6 +20,7 @@ from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
 from . import networks, objective
+from .enumeration import support
 from .ppl import PPL, seeded
 
 Parameters = dict[str, Array]
@@ -40,6 +41,7 @@ class Realised:
         self.side: dict[str, str] = {}
         self.broadcasts = False
         self.outermost = -2
+        self.values: Array | None = None
 
     def programs(self, parameters: Parameters, *, training: bool) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays, with these parameters."""
@@ -77,6 +79,8 @@ class Realised:
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
         self.outermost = objective.outermost(guide_trace, model_trace)
+        if "enumeration" in self.settings.objective.needs:
+            self.values = support(objective.sites(guide_trace), self.pair.plate)
         # NumPyro has no scan inside a plate: such a story's particles are mapped over.
         self.broadcasts = self.pair.engine is None and not self.ppl.scans
         if self.pair.engine is None:

@@ -20,6 +20,7 @@ from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
 from . import networks, objective
+from .enumeration import support
 from .ppl import PPL, seeded
 
 Parameters = dict[str, Tensor]
@@ -42,6 +43,7 @@ class Realised:
         self.side: dict[str, str] = {}
         self.broadcasts = pair.engine is None
         self.outermost = -2
+        self.values: Tensor | None = None
 
     def programs(self) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays."""
@@ -66,6 +68,8 @@ class Realised:
             in_model = self._used() | {_neutral(name) for name in model_trace.param_nodes} - in_guide
             objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
             self.outermost = objective.outermost(guide_trace, model_trace)
+            if "enumeration" in self.settings.objective.needs:
+                self.values = support(objective.sites(guide_trace), self.pair.plate)
         found: Parameters = {
             f"{name}.{weight}": parameter
             for name, network in self.networks.items()

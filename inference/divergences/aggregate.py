@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ...engines.arrays import namespace
 from ...engines.terms import Terms
-from .base import Objectives, averaged
+from .base import Objectives
 
 
 class InfoVAE(Objectives):
@@ -39,10 +39,10 @@ class InfoVAE(Objectives):
         return frozenset({"latent", "prior_draw"})
 
     def loss(self, terms: Terms, weight: Any) -> Any:
-        total = averaged(-terms.reconstruction())
+        total = terms.mean(-terms.reconstruction())
         for site in terms.log_posterior:
             if self.alpha < 1:
-                total = total + weight * (1 - self.alpha) * averaged(terms.kl_of(site))
+                total = total + weight * (1 - self.alpha) * terms.mean(terms.kl_of(site))
             if site in terms.latent:
                 pair = (_first(terms.latent[site]), _first(terms.prior_draw[site]))
                 total = total + (self.alpha + self.strength - 1) * self._distance(*pair, terms.weight)

@@ -58,8 +58,3 @@ class Objectives(Spec):
 def particles_first(value: Any) -> Any:
     """(S, B), also of a single draw's (B,)."""
     return value[None] if value.ndim == 1 else value
-
-
-def averaged(value: Any) -> Any:
-    """(B,): the mean over particles."""
-    return value.mean(0) if value.ndim > 1 else value

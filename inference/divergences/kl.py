@@ -10,7 +10,7 @@ from ...engines.arrays import namespace
 from ...engines.terms import Sides, Terms
 from ...models.errors import BadInput
 from ...models.spec import Spec
-from .base import Objectives, averaged, particles_first
+from .base import Objectives, particles_first
 
 
 class FreeBits(Spec):
@@ -46,36 +46,39 @@ class KL(Objectives):
     - "sampled": log q − log p at the draw, always (estimator A);
     - "stl": sampled, and the guide's gradient through z alone; without variance where q is the posterior;
     - "score": for draws without a pathwise gradient: (log w − baseline) ∇ log q. The baseline is the mean of the
-      other particles' log w, none for a single particle.
+      other particles' log w, none for a single particle;
+    - "enumeration": Σ_z q(z | x) over every value of one discrete latent, Z one-hot or 2^Z binary, at most 4096: the
+      value and its gradient without variance. Costs a decoder pass a value; `particles` is not read.
     """
 
     bounds: ClassVar[str] = "below"
     shorthand: ClassVar[str] = "weight"
 
     kind: Literal["kl"] = "kl"
-    estimator: Literal["analytic", "sampled", "stl", "score"] = "analytic"
+    estimator: Literal["analytic", "sampled", "stl", "score", "enumeration"] = "analytic"
     free_bits: FreeBits | None = None
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"stl": {"path"}, "score": {"score"}}.get(self.estimator, ()))
+        return frozenset({"stl": {"path"}, "score": {"score"}, "enumeration": {"enumeration"}}.get(self.estimator, ()))
 
     @property
     def pathwise(self) -> bool:
-        return self.estimator != "score"
+        return self.estimator not in ("score", "enumeration")
 
     def loss(self, terms: Terms, weight: Any) -> Any:
-        if self.estimator != "analytic":
+        if self.estimator not in ("analytic", "enumeration"):
             return self._sampled(terms, weight)
         total = -terms.reconstruction()
         for site in terms.log_posterior:
             total = total + weight * self._kl(terms, site)
-        return averaged(total)
+        return terms.mean(total)
 
     def _kl(self, terms: Terms, site: str) -> Any:
+        sampled = terms.kl_of(site) if terms.share is None else terms.mean(terms.kl_of(site))
         if self.free_bits is None:
-            return terms.kl_of(site)
-        kl = terms.kl[site] if site in terms.kl else terms.kl_of(site)[..., None]
+            return sampled
+        kl = terms.kl[site] if site in terms.kl else sampled[..., None]
         return self.free_bits.floored(kl, terms.weight)
 
     def _sampled(self, terms: Terms, weight: Any) -> Any:
@@ -84,7 +87,7 @@ class KL(Objectives):
         if self.estimator == "sampled":
             return value
         if self.estimator == "stl":
-            return Sides(value, value, -averaged(terms.log_weight(weight, terms.path)))
+            return Sides(value, value, -terms.mean(terms.log_weight(weight, terms.path)))
         xp, count = namespace(log_weight), len(log_weight)
         signal = xp.stop_gradient(log_weight)
         others = (signal.sum(0) - signal) / (count - 1) if count > 1 else 0.0
@@ -107,7 +110,7 @@ class TargetRate(Objectives):
 
     def loss(self, terms: Terms, weight: Any) -> Any:
         xp, kl = namespace(terms.weight), terms.total_kl()
-        return averaged(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
+        return terms.mean(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
 
 
 class GeometricJensenShannon(Objectives):
@@ -132,7 +135,7 @@ class GeometricJensenShannon(Objectives):
             if site not in terms.normal:
                 raise _not_normal(site)
             total = total + weight * self._divergence(terms.normal[site])
-        return averaged(total)
+        return terms.mean(total)
 
     def _divergence(self, moments: Any) -> Any:
         """(4, …, B, D) to (…, B)."""
