@@ -62,13 +62,14 @@ class Settings:
 
 
 class Control(NamedTuple):
-    """What changes from step to step: pure functions of the step, computed by the loop.
+    """What changes from step to step, computed by the loop: pure functions of the step, and what the loss carries.
 
-    weight: the KL weight; learning_rate: side ("model", "guide") → rate.
+    weight: the KL weight, or where the objective carries numbers from step to step a mapping of it and of them, as the
+    objective's function takes it; learning_rate: side ("model", "guide") → rate.
     """
 
     step: int
-    weight: float
+    weight: float | Mapping[str, float]
     learning_rate: Mapping[str, float]
 
 

@@ -31,6 +31,7 @@ class Position:
     seconds: float = 0.0
     finished: str = ""
     window: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, float] = field(default_factory=dict)
 
 
 def save(folder: Path, program: Program, state: State, position: Position, fingerprint: str) -> None:

@@ -70,7 +70,7 @@ class Program(Judging):
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         rates = {side: np.float32(control.learning_rate[side]) for side in self.rules}
-        weight, step = np.float32(control.weight), np.uint32(control.step)
+        weight, step = jax.tree.map(np.float32, control.weight), np.uint32(control.step)
         if len(batches) == 1:
             return self._fused(state, self.arrays(batches[0]), step, weight, rates)
         gradients, info = self._gradient(state.parameters, self.arrays(batches[0]), step, weight, np.uint32(0))

@@ -55,7 +55,7 @@ class Program(Judging):
         info |= self._update(state, control)
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
-    def _backward(self, state: State, terms: Terms, weight: float, batches: int) -> Tensor:
+    def _backward(self, state: State, terms: Terms, weight: float | Mapping[str, float], batches: int) -> Tensor:
         """Adds each side's gradient; what is reported of the loss, (B,) with fillers 0."""
         found = self.settings.objective.function(terms, weight)
         if isinstance(found, Sides):

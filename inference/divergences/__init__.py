@@ -8,7 +8,7 @@ from .aggregate import InfoVAE
 from .base import Objectives
 from .f_divergence import FDivergence
 from .importance import CUBO, IWAE, TVO, Renyi
-from .kl import KL, FreeBits, GeometricJensenShannon, TargetRate
+from .kl import KL, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
 from .wake_sleep import ReweightedWakeSleep
 
 
@@ -17,7 +17,17 @@ def _kl_without_a_kind(value: Any) -> Any:
 
 
 Divergence = Annotated[
-    KL | IWAE | Renyi | CUBO | TVO | FDivergence | ReweightedWakeSleep | InfoVAE | TargetRate | GeometricJensenShannon,
+    KL
+    | IWAE
+    | Renyi
+    | CUBO
+    | TVO
+    | FDivergence
+    | ReweightedWakeSleep
+    | InfoVAE
+    | TargetRate
+    | MinimumRate
+    | GeometricJensenShannon,
     Field(discriminator="kind"),
     BeforeValidator(_kl_without_a_kind),
 ]
@@ -32,6 +42,7 @@ __all__ = [
     "FreeBits",
     "GeometricJensenShannon",
     "InfoVAE",
+    "MinimumRate",
     "Objectives",
     "Renyi",
     "ReweightedWakeSleep",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -111,6 +112,39 @@ class TargetRate(Objectives):
     def loss(self, terms: Terms, weight: Any) -> Any:
         xp, kl = namespace(terms.weight), terms.total_kl()
         return terms.mean(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
+
+
+class MinimumRate(Objectives):
+    """max ELBO subject to KL(q ‖ p) ≥ nats, on average over the data (Pelsmaeker & Aziz 2020), by its Lagrangian
+
+        −E_q log p(x | z) + weight · KL + u (nats − KL),   u ← max(0, u + step_size (nats − KL)) after every step,
+
+    u starting at 0 and KL the batch's. Its own value bounds nothing, for u moves. What is validated is
+    −E_q log p(x | z) + weight · max(KL, nats), the same for every u: a bound from below where the rate is reached.
+    Costs what the ELBO costs, and a wait for the device at every step.
+    """
+
+    shorthand: ClassVar[str] = "nats"
+
+    kind: Literal["minimum_rate"] = "minimum_rate"
+    nats: PositiveFloat = Field(description="r, the least KL of a datum, on average")
+    step_size: PositiveFloat = Field(default=0.01, description="of u, per nat that the KL lacks")
+
+    def carried(self) -> dict[str, float]:
+        return {"multiplier": 0.0}
+
+    def adapted(self, carried: Mapping[str, float], info: Mapping[str, float]) -> dict[str, float]:
+        kl = sum(value for key, value in info.items() if key.startswith("kl/")) / info["rows"]
+        return {"multiplier": max(0.0, carried["multiplier"] + self.step_size * (self.nats - kl))}
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        u = weight["multiplier"]
+        return terms.mean(-terms.reconstruction() + (weight["weight"] - u) * terms.total_kl()) + u * self.nats
+
+    def reported(self, terms: Terms, weight: Any) -> Any:
+        kl = terms.mean(terms.total_kl())
+        lacking = (self.nats - (kl * terms.weight).sum() / terms.weight.sum()).clip(min=0.0)
+        return terms.mean(-terms.reconstruction()) + weight * (kl + lacking)
 
 
 class GeometricJensenShannon(Objectives):
