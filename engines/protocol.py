@@ -35,9 +35,10 @@ class OptimiserSpec:
 class Objective:
     """A function of the terms: `(terms, weight) → (B,)` or `Sides`, to be minimised, in nats per datum.
 
-    particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there.
-    pathwise: whether its gradient passes through the guide's draws. additive: whether it is a sum over latent sites and
-    data, so that a latent may be shared by all data.
+    particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there; and
+    "enumeration", for every value of the one, discrete latent in place of draws. pathwise: whether its gradient passes
+    through the guide's draws. additive: whether it is a sum over latent sites and data, so that a latent may be shared
+    by all data.
     """
 
     function: Callable[[Terms, Any], Any]
@@ -82,14 +83,16 @@ SIDES = ("model", "guide")
 
 
 class Control(NamedTuple):
-    """What changes from step to step: pure functions of the step, computed by the loop.
+    """What changes from step to step, computed by the loop: pure functions of the step, and what the loss carries.
 
-    weight: the KL weight; learning_rate: side ("model", "guide") → rate. sides: those that move; weights and optimiser
-    slots of the other stay, the gradient's norm is of these, and steps of one side have a stream of noise of their own.
+    weight: the KL weight, or where the objective carries numbers from step to step a mapping of it and of them, as the
+    objective's function takes it; learning_rate: side ("model", "guide") → rate. sides: those that move; weights and
+    optimiser slots of the other stay, the gradient's norm is of these, and steps of one side have a stream of noise of
+    their own.
     """
 
     step: int
-    weight: float
+    weight: float | Mapping[str, float]
     learning_rate: Mapping[str, float]
     sides: tuple[str, ...] = SIDES
 
@@ -132,10 +135,11 @@ class Program(Protocol):
         """
         ...
 
-    def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+    def terms(self, state: State, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         """The terms without dropout, as float64 NumPy, at the latents that `draws` gives for the same seed.
 
-        Normal latents come from `draws.standard_normal`: the other engine draws the same.
+        Normal latents come from `draws.standard_normal`: the other engine draws the same. Where the objective needs
+        "enumeration", at every value of the latent with its share, unless `drawn`.
         """
         ...
 

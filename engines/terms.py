@@ -40,6 +40,9 @@ class Terms(NamedTuple):
         latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
         normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
         dream: latent site → log q(z | x) of a z and x that the model drew at fixed parameters, (B,).
+
+    share: (S, B), what each particle counts in an expectation under q, where particles are all values of the latent and
+        not draws (`needs` names "enumeration"); None: 1 / S.
     """
 
     log_likelihood: Mapping[str, Array]
@@ -53,6 +56,7 @@ class Terms(NamedTuple):
     prior_draw: Mapping[str, Array] = NOTHING
     normal: Mapping[str, Array] = NOTHING
     dream: Mapping[str, Array] = NOTHING
+    share: Array | None = None
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -82,12 +86,22 @@ class Terms(NamedTuple):
         ratio = sum((self.log_prior[site] - log_q[site] for site in self.log_posterior), 0.0)
         return self.reconstruction() + weight * ratio
 
+    def mean(self, value: Array) -> Array:
+        """(B,): the mean over particles of (S, B), of (B,) itself."""
+        if value.ndim == 1:
+            return value
+        return value.mean(0) if self.share is None else (self.share * value).sum(0)
+
     def sums(self, loss: Array) -> dict[str, Array]:
         """What a person wants to see of one batch: sums over its real rows, means over particles."""
 
         def total(value: Array) -> Array:
-            return ((value.mean(0) if value.ndim > 1 else value) * self.weight).sum()
+            return (self.mean(value) * self.weight).sum()
 
         found = {"objective": loss.sum(), "rows": self.weight.sum()}
         found |= {f"log_likelihood/{site}": total(value) for site, value in self.log_likelihood.items()}
         return found | {f"kl/{site}": total(self.kl_of(site)) for site in self.log_posterior}
+
+
+TABLES = tuple(name for name in Terms._fields if name not in ("weight", "share"))
+"""The fields of `Terms` that are tables by site."""

@@ -134,7 +134,7 @@ def _account_of(
 ) -> Account:
     terms = program.terms(state, batch, seed=seed, particles=particles)
     keep = real(batch)
-    reconstruction = -np.broadcast_to(np.asarray(terms.reconstruction(), np.float64), (particles, len(keep))).mean(0)
+    reconstruction = -np.broadcast_to(terms.mean(np.asarray(terms.reconstruction(), np.float64)), len(keep))
     kl = {site: _site_kl(terms, site)[keep] for site in terms.log_posterior}
     return Account(
         reconstruction[keep],
@@ -150,7 +150,7 @@ def _account_of(
 def _site_kl(terms: Any, site: str) -> np.ndarray:
     """(B, D) or (B, 1): the mean over draws."""
     if site not in terms.kl:
-        return np.asarray(terms.kl_of(site), np.float64).mean(0)[:, None]
+        return terms.mean(np.asarray(terms.kl_of(site), np.float64))[:, None]
     kl = np.asarray(terms.kl[site], np.float64)
     return kl.mean(0) if kl.ndim == 3 else kl
 

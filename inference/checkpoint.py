@@ -34,6 +34,7 @@ class Position:
     information: float = -math.inf
     inner: int = 0
     window: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, float] = field(default_factory=dict)
 
 
 def save(folder: Path, program: Program, state: State, position: Position, fingerprint: str) -> None:

@@ -33,6 +33,14 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the prior 'vamp' is a mixture of the posterior at pseudo-inputs, and the posterior {posterior.kind!r} "
             f"{why}: use the posterior {' or '.join(others)}"
         )
+    if "enumeration" in divergence.needs and not _countable(posterior):
+        discrete = {kind: spec.support for kind, spec in kinds(Posterior).items() if _countable(spec)}
+        near = [kind for kind, support in discrete.items() if support == posterior.support]
+        return (
+            f"enumeration sums over the values of a discrete posterior and the posterior {posterior.kind!r} draws "
+            f"{'relaxed ones' if near else PLACES[posterior.support]}: use the posterior "
+            f'{" or ".join(near or discrete)}, or estimator = "analytic"'
+        )
     if divergence.pathwise and not posterior.pathwise:
         others = [kind for kind, spec in kinds(Divergence).items() if not _example(spec).pathwise]
         scored = divergence.kind if divergence.kind == "f_divergence" else "kl"
@@ -98,6 +106,10 @@ class _Facts:
         self.support = spec.support
         for fact in ("pathwise", "by_datum", "fixed_support"):
             setattr(self, fact, getattr(spec, fact, True))
+
+
+def _countable(posterior: Any) -> bool:
+    return posterior.support in ("binary", "one_hot") and not posterior.pathwise
 
 
 def _inside(one: str, other: str) -> bool:

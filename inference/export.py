@@ -121,7 +121,7 @@ def _of_batch(program, state, batch: Batch, draws: int, rows: int, seed: int, te
 
 def _draws(program: Program, state: State, batch: Batch, particles: int, seed: int) -> dict[str, Arrays]:
     """Draws and the log-densities at these very draws: one seed gives both the same ones."""
-    terms = program.terms(state, batch, seed=seed, particles=particles)
+    terms = program.terms(state, batch, seed=seed, particles=particles, drawn=True)
     full = (particles, len(batch["weight"]))
     likelihood = {site: np.broadcast_to(value, full) for site, value in terms.log_likelihood.items()}
     stats = {"lp": sum(likelihood.values(), np.zeros(full))}

@@ -91,7 +91,7 @@ class _Fitting:
         self.last_step = min(fit.epochs * self.per_epoch, fit.max_steps or math.inf)
         self.program: Program = program_of(recipe, pair, dataset.width, self.batches.data_size, device=device)
         self.state: State = self.program.init(self.batches.batch(0))
-        self.position = Position()
+        self.position = Position(carried=recipe.divergence.carried())
         self.moved: set[tuple[str, ...]] = set()
         self.inner = self._inner_loop(fit.aggressive) if fit.aggressive else None
         if resume:
@@ -152,7 +152,7 @@ class _Fitting:
             position.seconds = before + time.monotonic() - started
             at_epoch = position.step % self.per_epoch == 0 or position.step == self.last_step
             due = time.monotonic() - saved > self.recipe.fit.checkpoint_seconds
-            if at_epoch or due or stop or position.step % LOG_EVERY == 0:
+            if at_epoch or due or stop or position.carried or position.step % LOG_EVERY == 0:
                 self._account(*pending)
                 pending = None
                 if at_epoch or position.step % LOG_EVERY == 0:
@@ -168,18 +168,20 @@ class _Fitting:
                 raise Interrupted(f"interrupted at step {position.step}; go on with --resume --out {self.folder}")
 
     def control(self, step: int) -> Control:
-        """Schedules are pure functions of the step; the plateau's factor comes on top."""
+        """Schedules are pure functions of the step; the plateau's factor and what the divergence carries come on top."""
         fit = self.recipe.fit
         sides = {"model": fit.optimiser, "guide": fit.guide_optimiser or fit.optimiser}
         rates = {side: o.learning_rate * o.schedule.at(step) * self.position.rate for side, o in sides.items()}
-        return Control(step, self.recipe.divergence.weight.at(step), rates)
+        weight, carried = self.recipe.divergence.weight.at(step), self.position.carried
+        return Control(step, {"weight": weight, **carried} if carried else weight, rates)
 
     def _account(self, control: Control, info: Info, tokens: int) -> None:
-        """Adds one step to the averages of the next line."""
-        window = defaultdict(float, self.position.window)
-        for key, value in (self._finite(control, info) | {"steps": 1.0, "tokens": float(tokens)}).items():
+        """Adds one step to the averages of the next line and to what is carried."""
+        values, window = self._finite(control, info), defaultdict(float, self.position.window)
+        for key, value in (values | {"steps": 1.0, "tokens": float(tokens)}).items():
             window[key] += value
         self.position.window = dict(window)
+        self.position.carried = self.recipe.divergence.adapted(self.position.carried, values)
         self.show.step(self.position.step)
 
     def _finite(self, control: Control, info: Info) -> dict[str, float]:
@@ -213,7 +215,8 @@ class _Fitting:
             "epoch": position.step / self.per_epoch,
             "objective": window.pop("objective") / rows,
             "gradient_norm": window.pop("gradient_norm") / steps,
-            "weight": control.weight,
+            "weight": self.recipe.divergence.weight.at(control.step),
+            **position.carried,
             "learning_rate": control.learning_rate["model"],
             "tokens": window.pop("tokens"),
             "seconds": round(position.seconds, 3),

@@ -18,6 +18,9 @@ class Bernoulli(dist.BernoulliLogits):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         return super().sample(key, sample_shape).astype(jnp.result_type(self.logits))
 
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return super().enumerate_support(expand).astype(jnp.result_type(self.logits))
+
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         return value * self.logits - jax.nn.softplus(self.logits)
 
@@ -27,6 +30,7 @@ class OneHotCategorical(dist.Distribution):
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - NumPyro's way to declare them
     support = constraints.independent(constraints.boolean, 1)  # pyright: ignore[reportAssignmentType]
+    has_enumerate_support = True
 
     def __init__(self, logits: Array, *, validate_args: bool | None = None) -> None:
         self.logits = logits
@@ -47,6 +51,11 @@ class OneHotCategorical(dist.Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         chosen = jax.random.categorical(key, self.logits, shape=(*sample_shape, *self.batch_shape))
         return jax.nn.one_hot(chosen, self.event_shape[0], dtype=self.logits.dtype)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        size = self.event_shape[0]
+        values = jnp.eye(size, dtype=self.logits.dtype).reshape(size, *(1 for _ in self.batch_shape), size)
+        return jnp.broadcast_to(values, (size, *self.batch_shape, size)) if expand else values
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         return (value * jax.nn.log_softmax(self.logits, axis=-1)).sum(-1)

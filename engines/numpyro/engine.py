@@ -73,7 +73,7 @@ class Program(Losses):
 
     def step(self, state: State, batches: Sequence[Batch], control: Control) -> tuple[State, Info]:
         rates = {side: np.float32(control.learning_rate[side]) for side in self.rules}
-        weight, step = np.float32(control.weight), np.uint32(control.step)
+        weight, step = jax.tree.map(np.float32, control.weight), np.uint32(control.step)
         arrays, sides = [self.arrays(batch) for batch in batches], control.sides
         if len(arrays) == 1:
             return self._fused(state, arrays[0], step, np.uint32(0), weight, rates, sides)

@@ -19,12 +19,13 @@ from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
 from ..suited import refuse_immovable, refuse_shared
-from ..terms import Terms
+from ..terms import TABLES, Terms
 from . import objective
 from .analytic import peel
 from .arrays import stop_gradient
 from .chains import chain
 from .dreams import asleep
+from .enumeration import weighed
 from .noise import CommonNoise
 from .ppl import PPL, seeded
 from .programs import Exchange, Function, Parameters, Realised
@@ -46,9 +47,9 @@ class Judging(Realised):
         self._encode = jax.jit(self._traced_posterior)
         self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
 
-    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         arrays = self.arrays(batch)
-        noise = self._noise(state.parameters, arrays, seed, particles)
+        noise = self._noise(state.parameters, arrays, seed, particles) if drawn or self.values is None else None
         found = self._evaluate(state.parameters, arrays, _key(seed), noise, particles)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
@@ -57,9 +58,10 @@ class Judging(Realised):
         )
         others = {
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
-            for field in ("kl", *self.settings.objective.needs)
+            for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
-        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
+        share = None if found.share is None else to_numpy(found.share)
+        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         refuse_shared(self.shared)
@@ -135,9 +137,10 @@ class Judging(Realised):
         exchange: Exchange | None = None,
         programs: tuple[Function, Function] | None = None,
     ) -> Terms:
-        """`Terms` under these parameters, traceable and differentiable. noise: the common one, when judging.
+        """`Terms` under these parameters, traceable and differentiable: of draws, or of all values where enumerated.
 
-        exchange: of the posteriors. programs: in place of the pair's own two.
+        noise: the common one of the draws, when judging. exchange: of the posteriors. programs: in place of the pair's
+        own two.
         """
         programs = programs or self.programs(parameters, training=training, exchange=exchange)
         found = self._two_traces(programs, arrays, key, particles, training, noise)
@@ -158,18 +161,27 @@ class Judging(Realised):
         noise: dict[str, Array] | None,
     ) -> Terms:
         model, guide = programs
+        values = self.values if noise is None else None
+        particles = particles if values is None else len(values)
         if particles > 1 and self.broadcasts:
             model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
-        def found(key: Array, noise: dict[str, Array] | None) -> tuple[Terms, dict[str, Array]]:
-            both = objective.traces(model, guide if noise is None else CommonNoise(guide, noise), key, arrays)
+        def found(
+            key: Array, noise: dict[str, Array] | None, values: Array | None = None
+        ) -> tuple[Terms, dict[str, Array]]:
+            own = guide if noise is None else CommonNoise(guide, noise)
+            both = objective.traces(model, own, key, arrays, values=values)
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
             return terms, {name: both[0][name]["value"] for name in self.momentum if training}
 
+        if values is not None and self.broadcasts:
+            return weighed(found(key, None, values)[0])
+        if values is not None:  # one key: the same q(z | x) for every value
+            return weighed(objective._stacked(jax.vmap(partial(found, key, None))(values)[0]))
         if particles == 1 or self.broadcasts:
             terms, self.moments = found(key, noise)
             return terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,23 +16,35 @@ from numpyro.infer.elbo import ELBO
 from ...models.errors import BadInput
 from ..protocol import Objective
 from ..suited import refuse_unsuited
-from ..terms import Sides, Terms
+from ..terms import TABLES, Sides, Terms
 from .analytic import analytic_kl
 from .arrays import stop_gradient
 from .dreams import asleep
+from .enumeration import at, support, weighed
 from .needed import needed
 
 PARTICLES = "particles"
 
 
 def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], key: Array, *args: Any, **kwargs: Any
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    key: Array,
+    *args: Any,
+    values: Array | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """The guide's trace and the model's replayed against it."""
+    """The guide's trace, its one latent at `values` in place of a draw where they are given, and the model's at it."""
     model_key, guide_key = jax.random.split(key)
     guide_trace = handlers.trace(handlers.seed(guide, guide_key)).get_trace(*args, **kwargs)
-    replayed = handlers.replay(handlers.seed(model, model_key), trace=guide_trace)
-    return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs)
+    if values is not None:
+        guide_trace = at(guide_trace, values, sites(guide_trace))
+    return guide_trace, replayed(handlers.seed(model, model_key), guide_trace, *args, **kwargs)
+
+
+def replayed(model: Callable[..., Any], guide_trace: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's trace at the latents of the guide's."""
+    return handlers.trace(handlers.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
 def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
@@ -73,7 +86,7 @@ def terms(
     guide, model = sites(guide_trace), sites(model_trace)
     _refuse_mismatch(guide, model)
     rows = _rows(model, plate)
-    tables: dict[str, dict[str, Array]] = {name: {} for name in Terms._fields if name != "weight"}
+    tables: dict[str, dict[str, Array]] = {name: {} for name in TABLES}
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(model))
     for (site, p), draw in zip(model.items(), keys, strict=True):
         datum = _PerDatum(p, plate, rows, data_size)
@@ -133,6 +146,7 @@ class Loss(ELBO):
     def __init__(self, objective: Objective, *, plate: str = "data", weight: float = 1.0) -> None:
         super().__init__(num_particles=objective.particles)
         self.objective, self.plate, self.weight = objective, plate, weight
+        self.can_infer_discrete = not objective.needs.isdisjoint({"score", "enumeration"})
 
     def loss(self, rng_key: Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
         in_model: set[str] = set()
@@ -141,8 +155,9 @@ class Loss(ELBO):
             def substituted(program: Any, data: Any = param_map) -> Any:
                 return handlers.substitute(program, data=data)
 
-            def found(key: Array) -> tuple[Terms, Array]:
-                guide_trace, model_trace = traces(substituted(model), substituted(guide), key, *args, **kwargs)
+            def found(key: Array, values: Array | None = None) -> tuple[Terms, Array]:
+                programs = substituted(model), substituted(guide)
+                guide_trace, model_trace = traces(*programs, key, *args, values=values, **kwargs)
                 in_guide = {name for name, site in guide_trace.items() if site["type"] == "param"}
                 in_model.update(name for name, site in model_trace.items() if site["type"] == "param")
                 in_model.difference_update(in_guide)
@@ -159,7 +174,11 @@ class Loss(ELBO):
                 refuse_unsuited(sites(guide_trace), self.objective, self.plate)
                 return made, jnp.asarray(scale)
 
-            if self.num_particles == 1:
+            if "enumeration" in self.objective.needs:
+                drawn, _ = traces(substituted(model), substituted(guide), rng_key, *args, **kwargs)
+                every, scale = jax.vmap(partial(found, rng_key), out_axes=(0, None))(support(sites(drawn), self.plate))
+                every = weighed(_stacked(every))
+            elif self.num_particles == 1:
                 every, scale = found(rng_key)
             else:
                 keys = jax.random.split(rng_key, self.num_particles)

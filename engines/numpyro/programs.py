@@ -22,6 +22,7 @@ from ..protocol import Batch, Settings
 from ..seeds import derive
 from ..suited import is_shared, refuse_unsuited
 from . import networks, objective
+from .enumeration import support
 from .posteriors import Amortised
 from .ppl import PPL, seeded
 
@@ -48,6 +49,7 @@ class Realised:
         self.broadcasts = False
         self.shared: tuple[str, ...] = ()
         self.outermost = -2
+        self.values: Array | None = None
 
     def programs(
         self, parameters: Parameters, *, training: bool, exchange: Exchange | None = None
@@ -96,6 +98,8 @@ class Realised:
         refuse_unsuited(latents, self.settings.objective, self.pair.plate)
         self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
         self.outermost = objective.outermost(guide_trace, model_trace)
+        if "enumeration" in self.settings.objective.needs:
+            self.values = support(objective.sites(guide_trace), self.pair.plate)
         # NumPyro has no scan inside a plate: such a story's particles are mapped over.
         self.broadcasts = self.pair.engine is None and not self.ppl.scans
         if self.pair.engine is None:

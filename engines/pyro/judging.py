@@ -18,11 +18,12 @@ from ..draws import by_row, particle_seeds
 from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..suited import refuse_immovable, refuse_shared
-from ..terms import Terms
+from ..terms import TABLES, Terms
 from . import objective
 from .analytic import peel
 from .chains import chain
 from .dreams import asleep
+from .enumeration import at, weighed
 from .noise import CommonNoise
 from .ppl import _base_name
 from .programs import Function, Realised
@@ -31,9 +32,10 @@ from .programs import Function, Realised
 class Judging(Realised):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone."""
 
-    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1) -> Terms:
+    def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         with self._evaluation(seed):
-            found = self.terms_of(self.arrays(batch), particles, seed)
+            arrays = self.arrays(batch)
+            found = self._drawn_terms(arrays, particles, seed) if drawn else self.terms_of(arrays, particles, seed)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
@@ -41,9 +43,10 @@ class Judging(Realised):
         )
         others = {
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
-            for field in ("kl", *self.settings.objective.needs)
+            for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
-        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), **others)
+        share = None if found.share is None else to_numpy(found.share)
+        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, **others)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         refuse_shared(self.shared)
@@ -51,7 +54,7 @@ class Judging(Realised):
         arrays = self.arrays(batch)
         with self._evaluation(seed):
             if not self.broadcasts:
-                return to_numpy(self.terms_of(arrays, particles, seed).log_weight().reshape(particles, -1))
+                return to_numpy(self._drawn_terms(arrays, particles, seed).log_weight().reshape(particles, -1))
             trace = self._plated_trace(guide, arrays, particles, seed)
             latents = {name: site["value"] for name, site in objective.sites(trace).items()}
             size = max(1, rows // len(batch["weight"]))
@@ -143,29 +146,53 @@ class Judging(Realised):
         *,
         programs: tuple[Function, Function] | None = None,
     ) -> Terms:
-        """`Terms` at the present parameters, differentiable. seed: of the common noise, when judging.
+        """`Terms` at the present parameters, differentiable: of draws, or of all values where they are enumerated.
 
-        programs: in place of the pair's own two, for one particle.
+        seed: of the common noise, when judging. programs: in place of the pair's own two, for one particle.
         """
-        found = self._two_traces(programs or self.programs(), arrays, particles, seed)
+        programs = programs or self.programs()
+        if self.values is None:
+            found = self._drawn_terms(programs, arrays, particles, seed)
+        else:
+            found = self._enumerated_terms(programs, arrays)
         if "dream" not in self.settings.objective.needs:
             return found
         return found._replace(dream=objective.dream(asleep(*self.programs(), arrays), self.pair.plate))
 
-    def _two_traces(
+    def _enumerated_terms(self, programs: tuple[Function, Function], arrays: dict[str, Tensor]) -> Terms:
+        assert self.values is not None
+        model, guide = self._in_particles(programs, len(self.values)) if self.broadcasts else programs
+        trace = poutine.trace(guide).get_trace(arrays)
+        latents = objective.sites(trace)
+        guides = [at(trace, value, latents) for value in ([self.values] if self.broadcasts else self.values)]
+        each = [self._terms(one, objective.replayed(model, one, arrays), arrays) for one in guides]
+        return weighed(each[0] if self.broadcasts else objective._stacked(each))
+
+    def _drawn_terms(
         self, programs: tuple[Function, Function], arrays: dict[str, Tensor], particles: int, seed: int | None
     ) -> Terms:
-        model, guide = programs
         if particles > 1 and not self.broadcasts:
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
-            return objective._stacked([self._two_traces(programs, arrays, 1, one) for one in seeds])
-        if particles > 1:
-            model, guide = (objective.plated(program, particles, self.outermost) for program in (model, guide))
-        both = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
-        settings, plate = self.settings, self.pair.plate
-        return objective.terms(
-            *both, plate=plate, data_size=settings.data_size, weight=arrays["weight"], needs=settings.objective.needs
+            return objective._stacked([self._drawn_terms(programs, arrays, 1, one) for one in seeds])
+        model, guide = self._in_particles(programs, particles) if particles > 1 else programs
+        return self._terms(
+            *objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays), arrays
         )
+
+    def _terms(self, guide_trace: Any, model_trace: Any, arrays: dict[str, Tensor]) -> Terms:
+        settings = self.settings
+        return objective.terms(
+            guide_trace,
+            model_trace,
+            plate=self.pair.plate,
+            data_size=settings.data_size,
+            weight=arrays["weight"],
+            needs=settings.objective.needs,
+        )
+
+    def _in_particles(self, programs: tuple[Function, Function], particles: int) -> tuple[Function, Function]:
+        model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
+        return model, guide
 
     @property
     def _decoder(self) -> Any:

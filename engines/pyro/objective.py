@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import pyro
@@ -14,9 +14,10 @@ from torch import Tensor
 from ...models.errors import BadInput
 from ..protocol import Objective
 from ..suited import refuse_unsuited
-from ..terms import Sides, Terms
+from ..terms import TABLES, Sides, Terms
 from .analytic import analytic_kl
 from .dreams import asleep
+from .enumeration import at, support, weighed
 from .needed import needed
 from .ppl import _base_name
 
@@ -26,8 +27,12 @@ PARTICLES = "particles"
 def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """The guide's trace and the model's replayed against it."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return guide_trace, model_trace
+    return guide_trace, replayed(model, guide_trace, *args, **kwargs)
+
+
+def replayed(model: Callable[..., Any], guide_trace: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's trace at the latents of the guide's."""
+    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
 def plated(program: Callable[..., Any], particles: int, dim: int) -> Callable[..., Any]:
@@ -67,7 +72,7 @@ def terms(
     guide, model = sites(guide_trace), sites(model_trace)
     _refuse_mismatch(guide, model)
     rows = _rows(model, plate)
-    tables: dict[str, dict[str, Tensor]] = {name: {} for name in Terms._fields if name != "weight"}
+    tables: dict[str, dict[str, Tensor]] = {name: {} for name in TABLES}
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
         site = _base_name(name, p)
@@ -134,8 +139,8 @@ class Loss(ELBO):
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Sides, dict[str, list[Tensor]]]:
         """Corpus-scaled sums, and the parameters of each side that its loss must reach."""
 
-        def found() -> tuple[Terms, float]:
-            model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        def found(guide_trace: Any) -> tuple[Terms, float]:
+            model_trace = replayed(model, guide_trace, *args, **kwargs)
             by_name.update(_parameters(model_trace, "model") | _parameters(guide_trace, "guide"))
             rows = _rows(sites(model_trace), self.plate)
             size = _frames(sites(model_trace), self.plate)[0].full_size or rows
@@ -144,16 +149,29 @@ class Loss(ELBO):
             return made, size / rows
 
         by_name: dict[Tensor, str] = {}
-        every, scales = zip(*(found() for _ in range(self.num_particles)), strict=True)
+        every, scales = zip(*map(found, self._guide_traces(guide, args, kwargs)), strict=True)
         made = every[0] if len(every) == 1 else _stacked(every)
         if "dream" in self.objective.needs:
             made = made._replace(dream=dream(asleep(model, guide, *args, **kwargs), self.plate))
-        loss = self.objective.function(made, self.weight)
+        loss = self.objective.function(weighed(made) if self.enumerates else made, self.weight)
         groups = {side: [tensor for tensor, own in by_name.items() if own == side] for side in ("model", "guide")}
         if isinstance(loss, Sides):
             return Sides(*(part.sum() * scales[0] for part in loss)), groups
         total = loss.sum() * scales[0]
         return Sides(total, total, total), groups
+
+    @property
+    def enumerates(self) -> bool:
+        return "enumeration" in self.objective.needs
+
+    def _guide_traces(self, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+        """One for every particle: draws, or one draw whose latent then takes all its values."""
+        drawn = poutine.trace(guide).get_trace
+        if not self.enumerates:
+            yield from (drawn(*args, **kwargs) for _ in range(self.num_particles))
+            return
+        trace = drawn(*args, **kwargs)
+        yield from (at(trace, value, sites(trace)) for value in support(sites(trace), self.plate))
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -233,7 +251,7 @@ def _stacked(terms: Sequence[Terms]) -> Terms:
             site: torch.stack([getattr(one, table)[site] for one in terms], dim) for site in getattr(terms[0], table)
         }
 
-    tables = {table: stacked(table) for table in Terms._fields if table != "weight"}
+    tables = {table: stacked(table) for table in TABLES}
     return Terms(**tables, weight=terms[0].weight)
 
 

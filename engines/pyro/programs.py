@@ -23,6 +23,7 @@ from ..protocol import Batch, Settings
 from ..seeds import derive
 from ..suited import is_shared, refuse_unsuited
 from . import networks, objective
+from .enumeration import support
 from .ppl import PPL, seeded
 
 Parameters = dict[str, Tensor]
@@ -50,6 +51,7 @@ class Realised:
         self.broadcasts = pair.engine is None
         self.shared: tuple[str, ...] = ()
         self.outermost = -2
+        self.values: Tensor | None = None
 
     def programs(self) -> tuple[Function, Function]:
         """Model and guide as functions of one batch of arrays."""
@@ -79,6 +81,8 @@ class Realised:
             refuse_unsuited(latents, self.settings.objective, self.pair.plate)
             self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
             self.outermost = objective.outermost(guide_trace, model_trace)
+            if "enumeration" in self.settings.objective.needs:
+                self.values = support(objective.sites(guide_trace), self.pair.plate)
         found: Parameters = {
             _neutral(f"{name}.{weight}"): parameter
             for name, network in self.networks.items()

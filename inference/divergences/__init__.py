@@ -8,7 +8,7 @@ from .aggregate import InfoVAE, Stein
 from .base import Objectives
 from .f_divergence import FDivergence
 from .importance import CUBO, IWAE, TVO, Renyi
-from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, TargetRate
+from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
 from .wake_sleep import ReweightedWakeSleep
 
 
@@ -27,6 +27,7 @@ Divergence = Annotated[
     | InfoVAE
     | Stein
     | TargetRate
+    | MinimumRate
     | GeometricJensenShannon
     | Fisher,
     Field(discriminator="kind"),
@@ -44,6 +45,7 @@ __all__ = [
     "FreeBits",
     "GeometricJensenShannon",
     "InfoVAE",
+    "MinimumRate",
     "Objectives",
     "Renyi",
     "ReweightedWakeSleep",

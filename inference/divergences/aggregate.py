@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ...engines.arrays import namespace
 from ...engines.terms import Terms
-from .base import Objectives, averaged
+from .base import Objectives
 from .kl import not_normal
 
 
@@ -44,10 +44,10 @@ class InfoVAE(Objectives):
         return True
 
     def loss(self, terms: Terms, weight: Any) -> Any:
-        total = averaged(-terms.reconstruction())
+        total = terms.mean(-terms.reconstruction())
         for site in terms.log_posterior:
             if self.alpha < 1:
-                total = total + weight * (1 - self.alpha) * averaged(terms.kl_of(site))
+                total = total + weight * (1 - self.alpha) * terms.mean(terms.kl_of(site))
             if site in terms.latent:
                 total = total + (self.alpha + self.strength - 1) * self._distance(terms, site)
         return total
@@ -102,7 +102,7 @@ class Stein(Objectives):
         return frozenset({"latent", "normal"})
 
     def loss(self, terms: Terms, weight: Any) -> Any:
-        total = averaged(-terms.reconstruction())
+        total = terms.mean(-terms.reconstruction())
         for site in terms.log_posterior:
             total = total + weight * _stein(self, terms, site)
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
@@ -9,6 +10,7 @@ from pydantic import PositiveInt
 from ...engines import load
 from ...engines.protocol import Objective
 from ...engines.terms import Sides, Terms
+from ...models.errors import BadInput
 from ...models.spec import Spec
 from ..schedules import Constant, NumberOrSchedule
 
@@ -54,19 +56,34 @@ class Objectives(Spec):
         found = self.loss(terms, weight)
         return found.value if isinstance(found, Sides) else found
 
+    def carried(self) -> dict[str, float]:
+        """What the loop of `fit` carries from step to step, as it is before the first; empty where nothing adapts.
+
+        Where it is not, `loss` gets a mapping for its weight: the weight as "weight", and what is carried beside it.
+        """
+        return {}
+
+    def adapted(self, carried: Mapping[str, float], info: Mapping[str, float]) -> dict[str, float]:
+        """`carried` after a step with this `info`: sums over the rows of its batches, as of `Terms.sums`."""
+        return dict(carried)
+
     def objective(self) -> Objective:
         return Objective(self.loss, self.particles, self.needs, self.pathwise, self.additive)
 
     def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
-        """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`."""
+        """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`.
+
+        Raises:
+            BadInput: it carries something from step to step.
+        """
+        if self.carried():
+            raise BadInput(
+                f"{self.kind} carries its {', '.join(self.carried())} from step to step, which the stock SVI does not: "
+                "use fit, or another divergence"
+            )
         return load(engine).Loss(self.objective(), plate=plate, weight=weight)
 
 
 def particles_first(value: Any) -> Any:
     """(S, B), also of a single draw's (B,)."""
     return value[None] if value.ndim == 1 else value
-
-
-def averaged(value: Any) -> Any:
-    """(B,): the mean over particles."""
-    return value.mean(0) if value.ndim > 1 else value

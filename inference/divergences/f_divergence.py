@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ...engines.arrays import namespace
 from ...engines.terms import Sides, Terms
-from .base import Objectives, averaged, particles_first
+from .base import Objectives, particles_first
 
 
 class FDivergence(Objectives):
@@ -57,7 +57,7 @@ class FDivergence(Objectives):
     def loss(self, terms: Terms, weight: Any) -> Any:
         log_weight = particles_first(terms.log_weight(weight))
         xp = namespace(log_weight)
-        value, signal = -averaged(log_weight), xp.stop_gradient(log_weight)
+        value, signal = -terms.mean(log_weight), xp.stop_gradient(log_weight)
         ratio = xp.softmax(signal, 0) * len(signal)
         if self.estimator == "score":
             factor, path = self._eta(ratio), sum(terms.score.values(), 0.0)

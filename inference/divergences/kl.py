@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -10,7 +11,7 @@ from ...engines.arrays import namespace
 from ...engines.terms import Sides, Terms
 from ...models.errors import BadInput
 from ...models.spec import Spec
-from .base import Objectives, averaged, particles_first
+from .base import Objectives, particles_first
 
 
 class FreeBits(Spec):
@@ -46,40 +47,43 @@ class KL(Objectives):
     - "sampled": log q − log p at the draw, always (estimator A);
     - "stl": sampled, and the guide's gradient through z alone; without variance where q is the posterior;
     - "score": for draws without a pathwise gradient: (log w − baseline) ∇ log q. The baseline is the mean of the
-      other particles' log w, none for a single particle.
+      other particles' log w, none for a single particle;
+    - "enumeration": Σ_z q(z | x) over every value of one discrete latent, Z one-hot or 2^Z binary, at most 4096: the
+      value and its gradient without variance. Costs a decoder pass a value; `particles` is not read.
     """
 
     bounds: ClassVar[str] = "below"
     shorthand: ClassVar[str] = "weight"
 
     kind: Literal["kl"] = "kl"
-    estimator: Literal["analytic", "sampled", "stl", "score"] = "analytic"
+    estimator: Literal["analytic", "sampled", "stl", "score", "enumeration"] = "analytic"
     free_bits: FreeBits | None = None
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"stl": {"path"}, "score": {"score"}}.get(self.estimator, ()))
+        return frozenset({"stl": {"path"}, "score": {"score"}, "enumeration": {"enumeration"}}.get(self.estimator, ()))
 
     @property
     def pathwise(self) -> bool:
-        return self.estimator != "score"
+        return self.estimator not in ("score", "enumeration")
 
     @property
     def additive(self) -> bool:
         return self.estimator != "score" and self.free_bits is None
 
     def loss(self, terms: Terms, weight: Any) -> Any:
-        if self.estimator != "analytic":
+        if self.estimator not in ("analytic", "enumeration"):
             return self._sampled(terms, weight)
         total = -terms.reconstruction()
         for site in terms.log_posterior:
             total = total + weight * self._kl(terms, site)
-        return averaged(total)
+        return terms.mean(total)
 
     def _kl(self, terms: Terms, site: str) -> Any:
+        sampled = terms.kl_of(site) if terms.share is None else terms.mean(terms.kl_of(site))
         if self.free_bits is None:
-            return terms.kl_of(site)
-        kl = terms.kl[site] if site in terms.kl else terms.kl_of(site)[..., None]
+            return sampled
+        kl = terms.kl[site] if site in terms.kl else sampled[..., None]
         return self.free_bits.floored(kl, terms.weight)
 
     def _sampled(self, terms: Terms, weight: Any) -> Any:
@@ -88,7 +92,7 @@ class KL(Objectives):
         if self.estimator == "sampled":
             return value
         if self.estimator == "stl":
-            return Sides(value, value, -averaged(terms.log_weight(weight, terms.path)))
+            return Sides(value, value, -terms.mean(terms.log_weight(weight, terms.path)))
         xp, count = namespace(log_weight), len(log_weight)
         signal = xp.stop_gradient(log_weight)
         others = (signal.sum(0) - signal) / (count - 1) if count > 1 else 0.0
@@ -111,7 +115,40 @@ class TargetRate(Objectives):
 
     def loss(self, terms: Terms, weight: Any) -> Any:
         xp, kl = namespace(terms.weight), terms.total_kl()
-        return averaged(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
+        return terms.mean(-terms.reconstruction() + self.strength * xp.abs(kl - self.nats))
+
+
+class MinimumRate(Objectives):
+    """max ELBO subject to KL(q ‖ p) ≥ nats, on average over the data (Pelsmaeker & Aziz 2020), by its Lagrangian
+
+        −E_q log p(x | z) + weight · KL + u (nats − KL),   u ← max(0, u + step_size (nats − KL)) after every step,
+
+    u starting at 0 and KL the batch's. Its own value bounds nothing, for u moves. What is validated is
+    −E_q log p(x | z) + weight · max(KL, nats), the same for every u: a bound from below where the rate is reached.
+    Costs what the ELBO costs, and a wait for the device at every step.
+    """
+
+    shorthand: ClassVar[str] = "nats"
+
+    kind: Literal["minimum_rate"] = "minimum_rate"
+    nats: PositiveFloat = Field(description="r, the least KL of a datum, on average")
+    step_size: PositiveFloat = Field(default=0.01, description="of u, per nat that the KL lacks")
+
+    def carried(self) -> dict[str, float]:
+        return {"multiplier": 0.0}
+
+    def adapted(self, carried: Mapping[str, float], info: Mapping[str, float]) -> dict[str, float]:
+        kl = sum(value for key, value in info.items() if key.startswith("kl/")) / info["rows"]
+        return {"multiplier": max(0.0, carried["multiplier"] + self.step_size * (self.nats - kl))}
+
+    def loss(self, terms: Terms, weight: Any) -> Any:
+        u = weight["multiplier"]
+        return terms.mean(-terms.reconstruction() + (weight["weight"] - u) * terms.total_kl()) + u * self.nats
+
+    def reported(self, terms: Terms, weight: Any) -> Any:
+        kl = terms.mean(terms.total_kl())
+        lacking = (self.nats - (kl * terms.weight).sum() / terms.weight.sum()).clip(min=0.0)
+        return terms.mean(-terms.reconstruction()) + weight * (kl + lacking)
 
 
 class GeometricJensenShannon(Objectives):
@@ -136,7 +173,7 @@ class GeometricJensenShannon(Objectives):
             if site not in terms.normal:
                 raise not_normal(self.kind, site)
             total = total + weight * self._divergence(terms.normal[site])
-        return averaged(total)
+        return terms.mean(total)
 
     def _divergence(self, moments: Any) -> Any:
         """(4, …, B, D) to (…, B)."""
@@ -173,7 +210,7 @@ class Fisher(Objectives):
                 raise not_normal(self.kind, site)
             m, s, n, t = terms.normal[site]
             total = total + weight * ((s / t**2 - 1 / s) ** 2 + ((m - n) / t**2) ** 2).sum(-1)
-        return averaged(total)
+        return terms.mean(total)
 
 
 def not_normal(kind: str, site: str) -> BadInput:

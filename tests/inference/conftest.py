@@ -43,7 +43,7 @@ class NormalToy:
         loc, scale = self.guide(batch)
         return loc + scale * np.random.default_rng(seed).standard_normal((particles, *loc.shape))
 
-    def terms(self, state, batch, *, seed, particles=1):
+    def terms(self, state, batch, *, seed, particles=1, drawn=False):
         loc, scale = self.guide(batch)
         z = self.draw(batch, seed, particles)
         return Terms(
@@ -121,7 +121,7 @@ class BigramToy(NormalToy):
         loc = 0.3 * (batch["lengths"] - 3.0)[:, None] + 0.1 * (batch["tokens"][:, 1:2] - 4.0)
         return loc, np.full(loc.shape, 0.6)
 
-    def terms(self, state, batch, *, seed, particles=1):
+    def terms(self, state, batch, *, seed, particles=1, drawn=False):
         if self.latent:
             return super().terms(state, batch, seed=seed, particles=particles)
         likelihood = np.broadcast_to(self.likelihood(np.zeros((1, 1)), batch), (particles, len(batch["weight"])))

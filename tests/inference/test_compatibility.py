@@ -62,6 +62,14 @@ def test_a_recipe_is_refused_exactly_where_the_matrix_says_so(row):
             {"prior": "bernoulli", "posterior": "bernoulli"},
             'no gradient through its draws .* use kl with estimator = "score"',
         ),
+        (
+            {"estimator": "enumeration"},
+            'in all of R.Z: use the posterior bernoulli or categorical, or estimator = "ana',
+        ),
+        (
+            {"prior": "bernoulli", "posterior": "relaxed_bernoulli", "estimator": "enumeration"},
+            'draws relaxed ones: use the posterior bernoulli, or estimator = "analytic"',
+        ),
         ({"divergence": "geometric_jensen_shannon", "posterior": "laplace"}, "formula for diagonal normals only"),
         ({"divergence": "fisher", "prior": "gaussian_mixture"}, "formula for diagonal normals only"),
         ({"divergence": "stein", "posterior": "laplace"}, "formula for diagonal normals only"),

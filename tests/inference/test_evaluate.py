@@ -149,7 +149,7 @@ class TwoSites:
     def __getattr__(self, name):
         return getattr(self.toy, name)
 
-    def terms(self, state, batch, *, seed, particles=1):
+    def terms(self, state, batch, *, seed, particles=1, drawn=False):
         terms = self.toy.terms(state, batch, seed=seed, particles=particles)
         second = (
             {**terms.log_prior, "w": terms.log_prior["z"]},
