@@ -96,7 +96,7 @@ def terms(
         if kl is not None:
             tables["kl"][site] = datum(kl, event=True)
         for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
-            if field in ("path", "score"):
+            if field in ("path", "score", "score_norm"):
                 tables[field][site] = by_guide(value)
             elif not by_guide.share:
                 tables[field][site] = value

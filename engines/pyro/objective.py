@@ -87,7 +87,7 @@ def terms(
         if kl is not None:
             _add(tables["kl"], site, datum(_masked(kl, q["mask"], event=True), event=True))
         for field, value in needed(p, q, needs, {PARTICLES, plate}).items():
-            if field in ("path", "score"):
+            if field in ("path", "score", "score_norm"):
                 _add(tables[field], site, by_guide(value))
             elif not by_guide.share:
                 before = tables[field].get(site)
