@@ -37,6 +37,8 @@ class Terms(NamedTuple):
     What only some objectives need, and name in `Objective.needs`:
         path: latent site → log q(z) with the parameters of q held fixed: its gradient is the path's, through z alone.
         score: latent site → log q(z) with z held fixed: its gradient is the score function.
+        score_norm: latent site → ‖∂ log q(z) / ∂η‖², η the logits of a Bernoulli or a categorical, loc and log scale of a
+            normal; other families are missing.
         latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
         normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
         dream: latent site → log q(z | x) of a z and x that the model drew at fixed parameters, (B,).
@@ -52,6 +54,7 @@ class Terms(NamedTuple):
     weight: Array
     path: Mapping[str, Array] = NOTHING
     score: Mapping[str, Array] = NOTHING
+    score_norm: Mapping[str, Array] = NOTHING
     latent: Mapping[str, Array] = NOTHING
     prior_draw: Mapping[str, Array] = NOTHING
     normal: Mapping[str, Array] = NOTHING

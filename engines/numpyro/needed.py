@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient as fixed
-from numpyro.distributions import Normal
+from numpyro.distributions import BernoulliLogits, BernoulliProbs, Normal
 
 from .analytic import peel
 from .arrays import stop_gradient
+from .discrete import OneHotCategorical
 
 
 def needed(p: Mapping[str, Any], q: Mapping[str, Any], needs: Set[str], plates: Set[str], key: Array) -> dict[str, Any]:
@@ -22,12 +23,29 @@ def needed(p: Mapping[str, Any], q: Mapping[str, Any], needs: Set[str], plates: 
     fields: dict[str, Callable[[], Array | None]] = {
         "path": lambda: stop_gradient(q["fn"]).log_prob(q["value"]),
         "score": lambda: q["fn"].log_prob(fixed(q["value"])),
+        "score_norm": lambda: _score_norm(q),
         "latent": lambda: _vector(q["value"], q, plates),
         "prior_draw": lambda: _vector(p["fn"].sample(key), p, plates),
         "normal": lambda: _moments(p, q, plates),
     }
     found = {name: make() for name, make in fields.items() if name in needs}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _score_norm(q: Mapping[str, Any]) -> Array | None:
+    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q: (z − p)² summed for logits."""
+    (base, depth, mask), z = peel(stop_gradient(q["fn"])), fixed(q["value"])
+    parts: Any = base
+    if isinstance(base, (BernoulliLogits, BernoulliProbs, OneHotCategorical)):
+        squares = (z - parts.probs) ** 2
+        depth += isinstance(base, OneHotCategorical)
+    elif isinstance(base, Normal):
+        noise = (z - parts.loc) / parts.scale
+        squares = (noise / parts.scale) ** 2 + (noise**2 - 1) ** 2
+    else:
+        return None
+    squares = squares.sum(tuple(range(-depth, 0)))
+    return squares if mask is True else jnp.where(mask, squares, 0.0)
 
 
 def _vector(value: Array, site: Mapping[str, Any], plates: Set[str]) -> Array:

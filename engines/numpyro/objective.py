@@ -104,7 +104,7 @@ def terms(
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             tables["kl"][site] = datum(kl, event=True)
         for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
-            if field in ("path", "score"):
+            if field in ("path", "score", "score_norm"):
                 tables[field][site] = by_guide(value)
             elif not by_guide.share:
                 tables[field][site] = value

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal, OneHotCategorical
 
 from .analytic import peel
 from .arrays import stop_gradient
@@ -21,12 +21,27 @@ def needed(p: Mapping[str, Any], q: Mapping[str, Any], needs: Set[str], plates: 
     fields: dict[str, Callable[[], Tensor | None]] = {
         "path": lambda: stop_gradient(q["fn"]).log_prob(q["value"]),
         "score": lambda: q["fn"].log_prob(q["value"].detach()),
+        "score_norm": lambda: _score_norm(q),
         "latent": lambda: _vector(q["value"], q, plates),
         "prior_draw": lambda: _vector(p["fn"].rsample() if p["fn"].has_rsample else p["fn"].sample(), p, plates),
         "normal": lambda: _moments(p, q, plates),
     }
     found = {name: make() for name, make in fields.items() if name in needs}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _score_norm(q: Mapping[str, Any]) -> Tensor | None:
+    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q: (z − p)² summed for logits."""
+    (base, depth), z = peel(q["fn"]), q["value"].detach()
+    if isinstance(base, (Bernoulli, OneHotCategorical)):
+        squares = (z - base.probs.detach()) ** 2
+        depth += isinstance(base, OneHotCategorical)
+    elif isinstance(base, Normal):
+        noise = (z - base.loc.detach()) / base.scale.detach()
+        squares = (noise / base.scale.detach()) ** 2 + (noise**2 - 1) ** 2
+    else:
+        return None
+    return squares.sum(tuple(range(-depth, 0))) if depth else squares
 
 
 def _vector(value: Tensor, site: Mapping[str, Any], plates: Set[str]) -> Tensor:

@@ -90,7 +90,7 @@ def terms(
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             _add(tables["kl"], site, datum(_masked(kl, q["mask"], event=True), event=True))
         for field, value in needed(p, q, needs, {PARTICLES, plate}).items():
-            if field in ("path", "score"):
+            if field in ("path", "score", "score_norm"):
                 _add(tables[field], site, by_guide(value))
             elif not by_guide.share:
                 before = tables[field].get(site)

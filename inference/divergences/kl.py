@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from ...engines.arrays import namespace
 from ...engines.terms import Sides, Terms
@@ -46,10 +47,17 @@ class KL(Objectives):
     - "analytic": the KL's formula where one is registered, else log q − log p at the draw (estimator B, else A);
     - "sampled": log q − log p at the draw, always (estimator A);
     - "stl": sampled, and the guide's gradient through z alone; without variance where q is the posterior;
-    - "score": for draws without a pathwise gradient: (log w − baseline) ∇ log q. The baseline is the mean of the
-      other particles' log w, none for a single particle;
+    - "score": for draws without a pathwise gradient: (log w − baseline) ∇ log q;
     - "enumeration": Σ_z q(z | x) over every value of one discrete latent, Z one-hot or 2^Z binary, at most 4096: the
       value and its gradient without variance. Costs a decoder pass a value; `particles` is not read.
+
+    The baseline of "score", none of which adds a bias, for each has no part in its own particle's draw:
+
+    - "others": the mean of the other particles' log w (Mnih & Rezende 2016); none for a single particle;
+    - "optimal": E[log w · s²] / E[s²] over the other particles, s² = ‖∇ log q‖² by the parameters of the family, the
+      constant of least variance where the network's Jacobian is the identity (Ranganath et al. 2014);
+    - "running": the mean of log w over the steps before, which counts `decay` of a step less at every step, from 0;
+    - "none".
     """
 
     bounds: ClassVar[str] = "below"
@@ -58,10 +66,34 @@ class KL(Objectives):
     kind: Literal["kl"] = "kl"
     estimator: Literal["analytic", "sampled", "stl", "score", "enumeration"] = "analytic"
     free_bits: FreeBits | None = None
+    baseline: Literal["others", "optimal", "running", "none"] = Field(
+        default="others", description='of the estimator "score"'
+    )
+    decay: float = Field(default=0.9, ge=0, lt=1, description="of the running baseline, a step")
+
+    @model_validator(mode="after")
+    def _fits(self) -> KL:
+        if self.baseline != "others" and self.estimator != "score":
+            raise ValueError(f'the baseline {self.baseline!r} is of estimator = "score", not of {self.estimator!r}')
+        if self.decay != 0.9 and self.baseline != "running":
+            raise ValueError(f'decay is of the baseline "running", not of {self.baseline!r}')
+        if self.baseline == "optimal" and self.particles == 1:
+            raise ValueError('the baseline "optimal" is an average over other particles: particles = 2 would be right')
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"stl": {"path"}, "score": {"score"}, "enumeration": {"enumeration"}}.get(self.estimator, ()))
+        needs = {"stl": {"path"}, "score": {"score"}, "enumeration": {"enumeration"}}.get(self.estimator, set())
+        return frozenset(needs | ({"score_norm"} if self.baseline == "optimal" else set()))
+
+    def carried(self) -> dict[str, float]:
+        return {"baseline": 0.0} if self.baseline == "running" else {}
+
+    def adapted(self, carried: Mapping[str, float], info: Mapping[str, float]) -> dict[str, float]:
+        if self.baseline != "running":
+            return {}
+        log_weight = -info["objective"] / info["rows"]
+        return {"baseline": self.decay * carried["baseline"] + (1 - self.decay) * log_weight}
 
     @property
     def pathwise(self) -> bool:
@@ -87,18 +119,34 @@ class KL(Objectives):
         return self.free_bits.floored(kl, terms.weight)
 
     def _sampled(self, terms: Terms, weight: Any) -> Any:
+        weight, running = (weight["weight"], weight["baseline"]) if isinstance(weight, Mapping) else (weight, 0.0)
         log_weight = particles_first(terms.log_weight(weight))
         value = -log_weight.mean(0)
         if self.estimator == "sampled":
             return value
         if self.estimator == "stl":
             return Sides(value, value, -terms.mean(terms.log_weight(weight, terms.path)))
-        xp, count = namespace(log_weight), len(log_weight)
-        signal = xp.stop_gradient(log_weight)
-        others = (signal.sum(0) - signal) / (count - 1) if count > 1 else 0.0
+        signal = namespace(log_weight).stop_gradient(log_weight)
+        baseline = running if self.baseline == "running" else self._of_others(terms, signal)
         score = particles_first(sum(terms.score.values(), 0.0))
         # ∇ E_q[−log w] has a term −E_q[weight · ∇ log q] of its own, whose expectation is 0: left out
-        return Sides(value, value, -((signal - others) * score).mean(0))
+        return Sides(value, value, -((signal - baseline) * score).mean(0))
+
+    def _of_others(self, terms: Terms, signal: Any) -> Any:
+        """The baseline of each particle from the others', (S, B)."""
+        if self.baseline == "none" or len(signal) == 1:
+            return 0.0
+        if self.baseline == "others":
+            return (signal.sum(0) - signal) / (len(signal) - 1)
+        for site in terms.score:
+            if site not in terms.score_norm:
+                raise BadInput(
+                    f'the baseline "optimal" knows the score of Bernoulli, categorical and normal latents only, and '
+                    f'{site!r} is of another family: use baseline = "others"'
+                )
+        norm = namespace(signal).stop_gradient(particles_first(sum(terms.score_norm.values(), 0.0)))
+        others = namespace(norm).like(1.0 - np.eye(len(norm)), norm)  # differences of sums would cancel
+        return others @ (norm * signal) / (others @ norm).clip(min=1e-30)
 
 
 class TargetRate(Objectives):

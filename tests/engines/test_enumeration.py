@@ -204,14 +204,31 @@ def test_terms_of_draws_are_there_for_an_export(both, engine, form):
     np.testing.assert_allclose(found.log_posterior["z"][:, :B], log_q, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("_eager")
+@FORMS
+@KINDS
+def test_the_norm_of_a_score_is_that_of_the_logits(both, engine, form, kind):
+    """∂ log q / ∂ logits = z − p, for bits and for unit vectors; an integer has no such difference."""
+    divergence = KL(estimator="score", baseline="optimal", particles=3)
+    program, state, batch = fitted(both, engine, form, kind, divergence)
+    if (form, kind) == ("native", "categorical"):
+        with pytest.raises(BadInput, match="'z' is of another family: use baseline = \"others\""):
+            program.step(state, [batch], both.control())
+        return
+    z = program.draws(state, batch, seed=2, particles=3)["z"]
+    p = program.posterior(state, batch)["z"].loc
+    found = program.terms(state, batch, seed=2, particles=3, drawn=True).score_norm["z"]
+    np.testing.assert_allclose(found[:, :B], ((z - p) ** 2).sum(-1)[:, :B], rtol=1e-9)
+
+
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize("particles", [2, 16])
-def test_scores_average_to_the_exact_gradient(both, engine, particles):
+@pytest.mark.parametrize("baseline", ["none", "others", "optimal"])
+def test_scores_average_to_the_exact_gradient(both, engine, baseline):
     count = 150
     exact, state, batch = fitted(both, engine, "story", "bernoulli", filler=0)
     wanted, _ = both.gradients(exact, state, batch, weight=BETA)
     program, state, batch = fitted(
-        both, engine, "story", "bernoulli", KL(estimator="score", particles=particles), filler=0
+        both, engine, "story", "bernoulli", KL(estimator="score", baseline=baseline, particles=4), filler=0
     )
     begun, draws = program.weights(state), []
     for step in range(count):
