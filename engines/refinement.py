@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.errors import BadInput
@@ -20,9 +20,9 @@ _TINY = 1e-30
 
 
 def negative_elbo(terms: Terms, weight: Any) -> Array:
-    """−E_q log p(x | z) + weight · KL summed over the real rows: what λ descends."""
-    total = weight * terms.total_kl() - terms.reconstruction()
-    return ((total.mean(0) if total.ndim > 1 else total) * terms.weight).sum()
+    """−E_q log p(x | z) + weight · KL summed over the real rows: what λ descends. weight: as `Control` has it."""
+    weight = weight["weight"] if isinstance(weight, Mapping) else weight
+    return (terms.mean(weight * terms.total_kl() - terms.reconstruction()) * terms.weight).sum()
 
 
 def descended(at: Array, velocity: Array, gradient: Array, spec: Refinement) -> tuple[Array, Array]:

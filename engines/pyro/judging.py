@@ -35,7 +35,11 @@ class Judging(Realised):
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         with self._evaluation(seed):
             arrays = self.arrays(batch)
-            found = self._drawn_terms(arrays, particles, seed) if drawn else self.terms_of(arrays, particles, seed)
+            found = (
+                self._drawn_terms(self.programs(), arrays, particles, seed)
+                if drawn
+                else self.terms_of(arrays, particles, seed)
+            )
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
             {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
@@ -54,7 +58,9 @@ class Judging(Realised):
         arrays = self.arrays(batch)
         with self._evaluation(seed):
             if not self.broadcasts:
-                return to_numpy(self._drawn_terms(arrays, particles, seed).log_weight().reshape(particles, -1))
+                return to_numpy(
+                    self._drawn_terms(self.programs(), arrays, particles, seed).log_weight().reshape(particles, -1)
+                )
             trace = self._plated_trace(guide, arrays, particles, seed)
             latents = {name: site["value"] for name, site in objective.sites(trace).items()}
             size = max(1, rows // len(batch["weight"]))

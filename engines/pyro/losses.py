@@ -23,7 +23,7 @@ from .programs import Exchange
 class Losses(Judging):
     """Between judging and the step."""
 
-    def loss_of(self, arrays: dict[str, Tensor], weight: float) -> tuple[Terms, Any]:
+    def loss_of(self, arrays: dict[str, Tensor], weight: Any) -> tuple[Terms, Any]:
         """The terms to report, and the loss (B,), or `Sides` of it, at the present parameters."""
         if self.settings.refinement:
             return self._refined(arrays, weight, self.settings.refinement)
@@ -39,7 +39,7 @@ class Losses(Judging):
                 found = self._amortised(self.arrays(batch))
             refuse_other_guides([tuple(one.shape) for one in found], len(batch["weight"]), self.pair.name)
 
-    def _refined(self, arrays: dict[str, Tensor], weight: float, spec: Refinement) -> tuple[Terms, Any]:
+    def _refined(self, arrays: dict[str, Tensor], weight: Any, spec: Refinement) -> tuple[Terms, Any]:
         """At λ_K. Detached, the model is trained there and the guide at λ_0."""
         particles, function = self.settings.objective.particles, self.settings.objective.function
         start = self._amortised(arrays)[0]
@@ -64,7 +64,7 @@ class Losses(Judging):
         refined, amortised = (one if isinstance(one, Sides) else Sides(one, one, one) for one in (loss, amortised))
         return terms, Sides(refined.value, refined.model, amortised.guide)
 
-    def _consistent(self, arrays: dict[str, Tensor], weight: float, strength: float) -> tuple[Terms, Any]:
+    def _consistent(self, arrays: dict[str, Tensor], weight: Any, strength: float) -> tuple[Terms, Any]:
         """The terms of x; the divergence is that of a guide on t(x) from a model that is the guide on x."""
         particles, function = self.settings.objective.particles, self.settings.objective.function
         plain, view = views(arrays)

@@ -156,8 +156,8 @@ def test_the_running_mean_is_carried_by_the_loop(engine, tmp_path, monkeypatch):
         "divergence={estimator='score', baseline='running', decay=0.8, weight=0.5}",
     ]  # fmt: skip
     run = fit(PAIRS["vae"], *settings, engine=engine, out=tmp_path / "run", progress=False)
-    baseline = 0.0
+    baseline: float = 0.0
     for _, line in run.history("train").iterrows():
-        baseline = 0.8 * baseline - 0.2 * line["objective"]
-        assert line["baseline"] == pytest.approx(baseline, rel=1e-9)
+        baseline = 0.8 * baseline - 0.2 * float(line["objective"])
+        assert float(line["baseline"]) == pytest.approx(baseline, rel=1e-9)
     assert baseline < -1.0
