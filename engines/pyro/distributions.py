@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from ...models.errors import BadInput
-from .precision import _twice, products_in
+from .precision import _is_reached, _twice, products_in
 
 PAD, BOS, EOS = 0, 1, 2
 TILE = 2**22  # logits in a tile: 16 MiB of float32; smaller ones read and write the gradient of W more often
@@ -166,7 +166,7 @@ class _TokenLogProb(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         dstates = ctx.dstates * upstream.unsqueeze(-1) if ctx.needs_input_grad[0] else None
         dweight = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _is_reached(ctx.saved_tensors[1]):
             with products_in(ctx.precision):
                 dweight = _weight_gradient(ctx, upstream)
         return dstates, dweight, None, None, None

@@ -20,6 +20,7 @@ from .dreams import asleep
 from .enumeration import at, support, weighed
 from .needed import needed
 from .ppl import _base_name
+from .precision import _reaching
 
 PARTICLES = "particles"
 
@@ -202,7 +203,8 @@ def _backward(loss: Sides, model: Sequence[Tensor], guide: Sequence[Tensor]) -> 
     for side, parameters in ((loss.model, model), (loss.guide, guide)):
         reached = [parameter for parameter in parameters if parameter.requires_grad]
         if reached and side.requires_grad:
-            side.backward(inputs=reached, retain_graph=True)
+            with _reaching(reached):
+                side.backward(inputs=reached, retain_graph=True)
 
 
 class _PerDatum:

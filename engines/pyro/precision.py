@@ -6,7 +6,7 @@ TF32. Results and everything around the products stay float32; float64 is never 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,24 @@ def _twice_differentiable() -> Iterator[None]:
 
 def _twice() -> bool:
     return _orders["twice"]
+
+
+_reached: dict[str, set[int] | None] = {"weights": None}
+
+
+@contextmanager
+def _reaching(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """A backward pass inside is for these parameters alone: autograd does not tell a Function of `backward(inputs=)`."""
+    before, _reached["weights"] = _reached["weights"], {parameter.data_ptr() for parameter in parameters}
+    try:
+        yield
+    finally:
+        _reached["weights"] = before
+
+
+def _is_reached(weight: Tensor) -> bool:
+    wanted = _reached["weights"]
+    return wanted is None or not weight.is_leaf or weight.data_ptr() in wanted
 
 
 class _Product(torch.autograd.Function):

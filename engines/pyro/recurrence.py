@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import _twice, products_in
+from .precision import _is_reached, _twice, products_in
 
 _LIBRARY_DEVICES = ("cuda",)
 
@@ -136,7 +136,8 @@ class _LSTM(torch.autograd.Function):
                 out.mul_(dh)
                 dc.mul_(forget)
                 dh = (torch.addmm(incoming[t - 1], flat[t], weight) if t else flat[t] @ weight).view_as(dc)
-            dweight = dgates.view(-1, 4 * hidden).t() @ states[:-1].reshape(-1, hidden)
+            before = states[:-1].reshape(-1, hidden)
+            dweight = dgates.view(-1, 4 * hidden).t() @ before if _is_reached(weight) else None
         return _over_particles(dgates), dgates.sum(0), dh, dc, dweight, None
 
 
@@ -227,7 +228,8 @@ class _GRU(torch.autograd.Function):
                 dgates[t].view(particles, rows, 3, hidden).mul_(dh.unsqueeze(-2))
                 dh = dh * z[t] if t == 0 else torch.addcmul(upstream[t - 1], dh, z[t])
                 dh = torch.addmm(dh.reshape(-1, hidden), dgates[t].view(-1, 3 * hidden), weight).view_as(dh)
-            dweight = dgates.view(-1, 3 * hidden).t() @ states[:-1].reshape(-1, hidden)
+            before = states[:-1].reshape(-1, hidden)
+            dweight = dgates.view(-1, 3 * hidden).t() @ before if _is_reached(weight) else None
         dbias = dgates.sum((0, 1, 2))
         dinputs = torch.cat((dgates[..., : 2 * hidden], dn), -1)
         return _over_particles(dinputs), dinputs.sum(0), dh, dweight, dbias, None
