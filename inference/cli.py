@@ -85,6 +85,9 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
     particles: Annotated[int, typer.Option("--particles", min=1, help="Of the importance-weighted bound.")] = 500,
     max_sentences: Annotated[int | None, typer.Option("--max-sentences", min=1, help="Only the first so many.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option("--precision", help="Of the vocabulary products.")
+    ] = "float32",
     hmc: Annotated[
         int | None,
         typer.Option("--hmc", metavar="ROWS", min=1, help="Besides: log p(x) of so many rows, from HMC draws."),
@@ -101,7 +104,13 @@ def evaluate(
     loaded = _run(run, pair, device, engine)
     with _counting("sentences judged") as progress:
         found = evaluate(
-            loaded, split=split, particles=particles, seed=seed, max_sentences=max_sentences, progress=progress
+            loaded,
+            split=split,
+            particles=particles,
+            seed=seed,
+            max_sentences=max_sentences,
+            precision=precision,
+            progress=progress,
         )
     if hmc is None:
         _show(found, as_json)

@@ -166,7 +166,7 @@ def _texts(run: Any, split: str, seed: int) -> list[Any]:
         return []
     if run.pair.guide is None:
         return [sample(run, EXAMPLES, strategy=Sample(), seed=seed)]
-    back = reconstruct(run, split=split, count=EXAMPLES, seed=seed)
+    back = reconstruct(run, split=split, count=EXAMPLES, latent="either", seed=seed)
     ends = back.sentences[0], back.sentences[min(1, len(back.sentences) - 1)]
     return [
         back,

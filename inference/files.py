@@ -66,7 +66,10 @@ def read_arrays(path: Path, *, arrays: bool = True) -> tuple[dict[str, np.ndarra
                     f"{path} was written by a newer guidebook (format {metadata['format']}): upgrade to read it"
                 )
             names = file.keys() if arrays else ()
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["about"])
+            about = json.loads(metadata["about"])
+            if not isinstance(about, dict):
+                raise BadInput(f"{path} is damaged: its header says {about!r} of the arrays")
+            return {name: file.get_tensor(name) for name in names}, about
     except FileNotFoundError:
         raise BadInput(f"{path.parent} is no complete run: {path.name} is missing") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -101,7 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
+        if not isinstance(line, dict) or "kind" not in line or not isinstance(line.get("step"), int):
             break
         found.append(line)
     return found

@@ -226,11 +226,13 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _specs_at(path: Iterable[str], pair: Pair) -> list[type[BaseModel]]:
-    """The spec classes that the table at a dotted path may be of."""
+    """The spec classes that the table at a dotted path may be of; none where there is no such table."""
     roots = {"model": pair.model_spec, "guide": pair.guide_spec, "data": Data if pair.text else Arrays}
-    first, *rest = path
-    specs = [roots[first]] if first in roots else list(models_in(Recipe.model_fields[first].annotation))
-    for part in rest:
+    specs: list[type[BaseModel]] = [Recipe]
+    for part in path:
+        if specs == [Recipe] and part in roots:
+            specs = [roots[part]]
+            continue
         fields = [spec.model_fields[part] for spec in specs if part in spec.model_fields]
         specs = [found for field in fields for found in models_in(field.annotation)]
     return specs
@@ -238,7 +240,7 @@ def _specs_at(path: Iterable[str], pair: Pair) -> list[type[BaseModel]]:
 
 def _drop_of_other_kinds(table: dict[str, Any], before: Any, specs: list[type[BaseModel]]) -> None:
     """What a table becomes when its kind is set anew: only values that were chosen, of keys that mean the same, stay."""
-    fields = {spec.model_fields["kind"].default: spec.model_fields for spec in specs}
+    fields = {spec.model_fields["kind"].default: spec.model_fields for spec in specs if "kind" in spec.model_fields}
     if table["kind"] not in fields:
         return
     old, new = fields.get(before, {}), fields[table["kind"]]

@@ -78,7 +78,7 @@ def pair_in_file(source: str) -> Pair:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise BadInput(f"{file} needs {error.name or error}, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{file} fails when it is run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

@@ -14,6 +14,7 @@ from ..engines import load as load_engine
 from ..engines.protocol import OptimiserSpec, Program, Settings, State
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
+from ..models.vae import VAEModel
 from .datasets import ArrayData, Arrays, Dataset, TextData
 from .files import read_arrays, read_metrics, write, write_arrays
 from .recipe import Optimiser, Recipe, parse, read
@@ -45,12 +46,19 @@ class Run:
         dataset: Dataset | None = None,
     ) -> None:
         self.folder, self.recipe, self.pair, self.device = folder, recipe, pair, device
+        self.precision = "float32"
         if dataset is not None:
             self.dataset = dataset
 
     @cached_property
     def dataset(self) -> Any:
-        return dataset_of(self.recipe, self.pair, tokeniser=self.folder / "tokeniser.json")
+        found = dataset_of(self.recipe, self.pair, tokeniser=self.folder / "tokeniser.json")
+        if found.fingerprint != self._about.get("fingerprint", found.fingerprint):
+            raise BadInput(
+                f"the data of {self.folder} have changed since it was fitted, so its splits may hold what it was trained "
+                "on: a run is judged with the same data"
+            )
+        return found
 
     @property
     def corpus(self) -> Corpus:
@@ -68,13 +76,18 @@ class Run:
         """The pair on the run's engine for so many rows; weights are not loaded yet."""
         width = self.tokeniser.size if self.pair.text else self.dataset.width
         recipe = self.recipe
-        if recipe.fit.precision == "bfloat16":  # a way to train; numbers are judged in float32
-            recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "float32"})})
+        if recipe.fit.precision != "float64":  # bfloat16 is a way to train
+            recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": self.precision})})
         return program_of(recipe, self.pair, width, data_size, device=self.device)
 
     @cached_property
     def state(self) -> State:
         state = self.program.init(self._example)
+        broken = [name for name, weight in self.weights.items() if not np.isfinite(weight).all()]
+        if broken:
+            raise BadInput(
+                f"{self.folder / 'weights.safetensors'} is damaged: {broken[0]!r} holds values that are not finite"
+            )
         try:
             return self.program.load_weights(state, self.weights)
         except BadInput as error:
@@ -90,6 +103,14 @@ class Run:
         from .marginal import marginal_likelihood
 
         return marginal_likelihood(self, **settings)
+
+    def judged_in(self, precision: str) -> Run:
+        """The same run, judged with vocabulary products of "float32" or "bfloat16" operands."""
+        if precision not in ("float32", "bfloat16"):
+            raise BadInput(f"a run is judged in float32 or bfloat16, not in {precision!r}")
+        other = Run(self.folder, self.recipe, self.pair, device=self.device, dataset=self.__dict__.get("dataset"))
+        other.precision = precision
+        return other
 
     def batches(self, split: str) -> Any:
         return self.dataset.batches(split, batch_size=EVALUATION_ROWS)
@@ -150,7 +171,9 @@ class Run:
 
     @property
     def _data_size(self) -> int:
-        return int(self._about["data_size"])
+        if not isinstance(self._about.get("data_size"), int):
+            raise BadInput(f"{self.folder / 'weights.safetensors'} is damaged: its header lacks data_size")
+        return self._about["data_size"]
 
     @property
     def _example(self) -> dict[str, np.ndarray]:
@@ -201,7 +224,10 @@ def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, pro
     if isinstance(recipe.data, Data):
         return TextData(recipe.data, tokeniser=tokeniser, progress=progress)
     assert isinstance(recipe.data, Arrays)
-    return ArrayData(recipe.data, pair.data)
+    found = ArrayData(recipe.data, pair.data)
+    if isinstance(recipe.model, VAEModel):
+        found.splits = {split: recipe.model.checked(arrays) for split, arrays in found.splits.items()}
+    return found
 
 
 def program_of(recipe: Recipe, pair: Pair, width: int, data_size: int, *, device: str = "cpu") -> Program:

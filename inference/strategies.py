@@ -40,7 +40,7 @@ class Beam(DecodingStrategy):
     words and end mark (Wu et al. 2016, equation 14)."""
 
     kind: Literal["beam"] = "beam"
-    width: PositiveInt = Field(default=5, description="K, prefixes kept at every step")
+    width: PositiveInt = Field(default=5, le=1000, description="K, prefixes kept at every step")
     length_penalty: NonNegativeFloat = Field(
         default=0.0, description="0: plain log-probability; more favours long sentences"
     )

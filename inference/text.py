@@ -115,7 +115,7 @@ def interpolate(
     strategy = strategy or Greedy()
     ends = [end or run.corpus.test.text(min(place, len(run.corpus.test) - 1)) for place, end in enumerate((a, b))]
     ids, unknown = encoded(run, ends)
-    start, stop = latents_of(run, ids, "mean", seed)
+    start, stop = latents_of(run, ids, "either", seed)
     weights = np.linspace(0.0, 1.0, steps)
     line = (1.0 - weights[:, None]) * start + weights[:, None] * stop
     found = _decoded(run, line, strategy, max_words or max(map(len, ids)) + ROOM, seed)
@@ -170,22 +170,38 @@ def _is_unknown(word: str, tokeniser: Tokeniser) -> bool:
     return word != "<unk>" and UNK in tokeniser.encode(word)
 
 
+class _NoMean(BadInput):
+    """A posterior without a mean in closed form."""
+
+
+_SPHERICAL = ("VonMisesFisher", "PowerSpherical")
+
+
 def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -> np.ndarray:
-    """(N, Z): the mean of q(z | x) for each sentence, or one draw from it."""
+    """(N, Z): the mean of q(z | x) for each sentence (on a sphere its direction), or one draw from it.
+
+    "either": the mean where the family has one in closed form.
+    """
+    if latent == "either":
+        try:
+            return latents_of(run, ids, "mean", seed)
+        except _NoMean:
+            return latents_of(run, ids, "draw", seed)
     if latent not in ("mean", "draw"):
         raise BadInput(f"latent {latent!r} is not known: 'mean' of q(z | x) or one 'draw' from it")
     batches = Batches(Sentences.of(ids, run.tokeniser), batch_size=min(32, len(ids)), shuffle=False)
     found = None
     for number, batch in enumerate(each(batches)):
         if latent == "mean":
-            z = _only(run.program.posterior(run.state, batch)).loc
+            q = _only(run.program.posterior(run.state, batch))
+            z = q.loc / np.linalg.norm(q.loc, axis=-1, keepdims=True) if q.family in _SPHERICAL else q.loc
         else:
             key = derive(seed, "reconstruct", number)
             z = _only(run.program.draws(run.state, batch, seed=key, particles=1))[0]
         found = np.empty((len(ids), z.shape[-1])) if found is None else found
         found[batch["index"][real(batch)]] = z[real(batch)]
     if found is None or not np.isfinite(found).all():
-        raise BadInput("q(z | x) has no known mean: reconstruct from a draw (latent 'draw')")
+        raise _NoMean("q(z | x) has no known mean: reconstruct from a draw (latent 'draw')")
     return found
 
 

@@ -20,7 +20,7 @@ class PriorSpec(Spec):
     """Whether the dimensions of a draw are independent."""
 
     kind: str
-    dim: PositiveInt = Field(default=32, description="Z, dimensions of the latent")
+    dim: PositiveInt = Field(default=32, le=100_000, description="Z, dimensions of the latent")
 
     def network(self, **sizes: int) -> Network:
         """The prior as a network of a pair, whose encoder reads inputs of these `sizes`."""
@@ -142,7 +142,7 @@ class HypersphericalUniform(PriorSpec):
     factorised: ClassVar[bool] = False
 
     kind: Literal["hyperspherical_uniform"] = "hyperspherical_uniform"
-    dim: PositiveInt = Field(default=32, ge=2, description="Z, dimensions of the space around the sphere")
+    dim: PositiveInt = Field(default=32, ge=2, le=100_000, description="Z, dimensions of the space around the sphere")
 
 
 class IndependentBernoulli(PriorSpec):

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from pydantic import Field, PositiveFloat
 
 from .batch import Batch
+from .errors import BadInput
 from .latent_weights import WeightPrior, latent
 from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
@@ -36,6 +38,24 @@ class VAEModel(Spec):
     decoder_prior_scale: PositiveFloat | None = Field(
         default=None, description="s, of the decoder's weights as latents; None: they are parameters"
     )
+
+    def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays with x as numbers that the likelihood has: (N, D), in [0, 1] where it asks for that.
+
+        Raises:
+            BadInput: there is no such x.
+        """
+        x = arrays.get("x")
+        if x is None or x.ndim != 2 or x.dtype.kind not in "fiub":
+            what = "none" if x is None else f"one of {x.dtype} and shape {x.shape}"
+            raise BadInput(f"the pair 'vae' reads an array x of numbers, (rows, D), and the data have {what}")
+        unit = self.likelihood.kind == "bernoulli" or getattr(self.likelihood, "bounded", False)
+        if unit and (x.min() < 0 or x.max() > 1):
+            raise BadInput(
+                f"model.likelihood.kind = {self.likelihood.kind!r} is for x from 0 to 1, and here it goes from {x.min():g} "
+                f"to {x.max():g}: scale x, or choose the kind gaussian"
+            )
+        return {**arrays, "x": x if x.dtype.kind == "f" else x.astype(np.float32)}
 
     def networks(self, width: int) -> dict[str, Network]:
         sizes = {"inputs": self.prior.dim, "outputs": self.likelihood.features(width)}
