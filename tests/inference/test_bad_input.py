@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,13 @@ import tomllib
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
+from guidebook.guides import PAIRS
 from guidebook.inference import files, fit
 from guidebook.inference import progress as display
 from guidebook.inference.files import read_arrays
+from guidebook.models.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,9 @@ def test_a_text_too_small_to_be_split_says_which_split_is_empty(refused, tmp_pat
         (["--seed", "-1"], "Invalid value for '--seed'"),
         (["--data", "x.npz"], "unknown key 'data.file'"),
         (["fit.max_steps"], "is no setting"),
+        (["divergnce.kind=kl"], "did you mean 'divergence'"),
+        (["kind=kl"], "unknown key 'kind'"),
+        (["model.kind=vae"], "unknown key 'model.kind'"),
         (["data.tokeniser={kind='bpe', size=10}"], "size|260|ids"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -263,8 +269,12 @@ def test_a_run_of_a_newer_version(refused, tiny, run, name):
         (lambda a: a.pop("encoder.embedding"), "lack 'encoder.embedding'"),
         (lambda a: a.update({"encoder.embedding": np.zeros((2, 2), np.float32)}), "has shape (2, 2)"),
         (lambda a: a.update({"encoder.more": np.zeros(2, np.float32)}), "hold 'encoder.more'"),
+        (
+            lambda a: a["encoder.embedding"].__setitem__(0, np.nan),
+            "'encoder.embedding' holds values that are not finite",
+        ),
     ],
-    ids=["missing", "misshapen", "extra"],
+    ids=["missing", "misshapen", "extra", "not finite"],
 )
 def test_weights_that_do_not_fit(refused, run, engine, change, said):
     arrays, about = read_arrays(run / "weights.safetensors")
@@ -272,6 +282,41 @@ def test_weights_that_do_not_fit(refused, run, engine, change, said):
     files.write_arrays(run / "weights.safetensors", arrays, about)
     message = refused("evaluate", run, "--engine", engine, "--particles", "2")
     assert said in message
+
+
+@pytest.mark.parametrize(("about", "said"), [({}, "lacks data_size"), ([], "is damaged")])
+def test_a_header_that_says_too_little(refused, run, about, said):
+    arrays, _ = read_arrays(run / "weights.safetensors")
+    files.write(run / "weights.safetensors", save(arrays, {"format": "1", "about": json.dumps(about)}))
+    assert said in refused("evaluate", run, "--particles", "2")
+
+
+def test_data_that_have_changed_since(refused, tmp_path):
+    """Else a test split could hold rows that were trained on."""
+    x = (np.random.default_rng(0).random((60, 4)) < 0.5).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", x=x)
+    settings = ("model.prior.dim=2", "model.decoder.hidden=[3]", "guide.encoder.hidden=[3]", "guide.features=3")
+    vae, out = PAIRS["vae"], tmp_path / "run"
+    fit(vae, *settings, "fit.epochs=1", data=tmp_path / "x.npz", out=out, progress=False)
+    np.savez(tmp_path / "x.npz", x=x[::-1][:50])
+    assert "have changed since it was fitted" in refused("evaluate", out, "--particles", "2")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"y": np.zeros((30, 4))}, "an array x of numbers, (rows, D), and the data have none"),
+        ({"x": np.zeros((30, 2, 2))}, "one of float64 and shape"),
+        ({"x": np.full((30, 4), 7.0)}, "for x from 0 to 1, and here it goes from 7 to 7"),
+    ],
+    ids=["no x", "images", "not in 0 to 1"],
+)
+def test_arrays_that_a_vae_cannot_read(tmp_path, arrays, said):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(BadInput) as caught:
+        fit(PAIRS["vae"], "fit.batch_size=4", data=tmp_path / "x.npz", out=tmp_path / "run", progress=False)
+    assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_is_a_file(refused, tiny, tmp_path):
