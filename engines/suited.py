@@ -7,6 +7,7 @@ from typing import Any
 
 from ..models.errors import BadInput
 from .protocol import Objective
+from .sites import is_shared
 
 
 def refuse_unsuited(guide: Mapping[str, Any], objective: Objective, plate: str) -> None:
@@ -59,11 +60,6 @@ def refuse_shared(sites: Sequence[str]) -> None:
             f"the latent {sites[0]!r} is one draw for all data: importance weights of single data bound nothing, "
             "and one weight for all data would be a single particle's"
         )
-
-
-def is_shared(site: Mapping[str, Any], plate: str) -> bool:
-    """Whether a site is one draw for all data."""
-    return all(frame.name != plate for frame in site["cond_indep_stack"])
 
 
 def _family(fn: Any) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from scipy.special import lambertw
 
 from ..models.flows import Flow, InverseAutoregressiveFlow
-from ..models.spec import Spec, Support, Weight
+from ..models.spec import Box, Spec, Support, Weight
 
 
 class PosteriorSpec(Spec):
@@ -147,7 +147,7 @@ class PointMass(PosteriorSpec):
         return latent
 
 
-class UniformBox(PosteriorSpec):
+class UniformBox(Box, PosteriorSpec):
     """q(z | x) uniform in a box within [low, high]^Z: with [a, b] = W h and each side of length l,
 
     the sides are l sigmoid(b) long and begin at low + (l − l sigmoid(b)) sigmoid(a).
@@ -157,14 +157,6 @@ class UniformBox(PosteriorSpec):
     fixed_support: ClassVar[bool] = False
 
     kind: Literal["uniform_box"] = "uniform_box"
-    low: float = -1.0
-    high: float = 1.0
-
-    @model_validator(mode="after")
-    def _is_a_box(self) -> UniformBox:
-        if not self.low < self.high:
-            raise ValueError(f"a box has low < high, not {self.low:g} and {self.high:g}")
-        return self
 
 
 class _Spherical(PosteriorSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,18 +85,18 @@ def kinds(annotation: Any) -> dict[str, Any]:
 
 def matrix() -> Iterator[dict[str, Any]]:
     """Every prior with every posterior and every divergence with every estimator: whether they fit, or why not."""
-    for prior in kinds(Prior).values():
-        for posterior in kinds(Posterior).values():
-            for divergence in (choice for spec in kinds(Divergence).values() for choice in choices(spec)):
-                why = misfit(_Facts(prior), _Facts(posterior), divergence)
-                yield {
-                    "prior": prior.model_fields["kind"].default,
-                    "posterior": posterior.model_fields["kind"].default,
-                    "divergence": divergence.kind,
-                    "estimator": getattr(divergence, "estimator", None),
-                    "fits": why is None,
-                    "why": why,
-                }
+    priors, posteriors = ([_Facts(spec) for spec in kinds(role).values()] for role in (Prior, Posterior))
+    divergences = [choice for spec in kinds(Divergence).values() for choice in choices(spec)]
+    for prior, posterior, divergence in itertools.product(priors, posteriors, divergences):
+        why = misfit(prior, posterior, divergence)
+        yield {
+            "prior": prior.kind,
+            "posterior": posterior.kind,
+            "divergence": divergence.kind,
+            "estimator": getattr(divergence, "estimator", None),
+            "fits": why is None,
+            "why": why,
+        }
 
 
 class _Facts:

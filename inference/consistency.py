@@ -19,9 +19,6 @@ from ..guides import Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
 
-_OWN_SUPPORT = ("point_mass", "uniform_box")
-"""Kinds whose support moves with x: the divergence of two of them is infinite."""
-
 
 class Consistency(Spec):
     """Minimises loss(x) + loss(t(x)) + weight · KL(q(z | t(x)) ‖ q(z | x)), in both posteriors' parameters (Sinha &
@@ -45,7 +42,7 @@ class Consistency(Spec):
         if getattr(self, wanted) is None or getattr(self, other) is not None:
             data = "sentences" if pair.text else "arrays"
             return f"fit.consistency augments {data} by its {wanted}, and by nothing else: give that one"
-        if getattr(posterior, "kind", None) in _OWN_SUPPORT:
+        if posterior is not None and not posterior.fixed_support:
             return (
                 f"fit.consistency needs KL(q(z | t(x)) ‖ q(z | x)), infinite for the posterior {posterior.kind!r}, "
                 "whose support moves with x: use another, diagonal_normal say"

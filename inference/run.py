@@ -134,8 +134,7 @@ class Run:
         for name in ("tokeniser.json", "metrics.jsonl"):
             if (self.folder / name).exists():
                 write(folder / name, (self.folder / name).read_bytes())
-        about = read_arrays(self.folder / "weights.safetensors")[1]
-        write_arrays(folder / "weights.safetensors", self.weights, about)
+        write_arrays(folder / "weights.safetensors", self.weights, self._about)
         write(folder / "recipe.toml", other.recipe.to_toml().encode())
         return Run(folder, other.recipe, self.pair, device=self.device)
 
@@ -167,13 +166,14 @@ class Run:
 
     @property
     def _about(self) -> dict[str, Any]:
-        return read_arrays(self.folder / "weights.safetensors")[1]
+        return read_arrays(self.folder / "weights.safetensors", arrays=False)[1]
 
     @property
     def _data_size(self) -> int:
-        if not isinstance(self._about.get("data_size"), int):
+        size = self._about.get("data_size")
+        if not isinstance(size, int):
             raise BadInput(f"{self.folder / 'weights.safetensors'} is damaged: its header lacks data_size")
-        return self._about["data_size"]
+        return size
 
     @property
     def _example(self) -> dict[str, np.ndarray]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from .flows import CouplingFlow, Flow
 from .mlp import MLP
-from .spec import Network, Spec, Support, Weight
+from .spec import Box, Network, Spec, Support, Weight
 
 
 class PriorSpec(Spec):
@@ -119,20 +119,12 @@ class FlowPrior(PriorSpec):
         return self.flow.layout(latent=self.dim)
 
 
-class UniformBox(PriorSpec):
+class UniformBox(Box, PriorSpec):
     """p(z) uniform in the box [low, high]^dim."""
 
     support: ClassVar[Support] = "box"
 
     kind: Literal["uniform_box"] = "uniform_box"
-    low: float = -1.0
-    high: float = 1.0
-
-    @model_validator(mode="after")
-    def _is_a_box(self) -> UniformBox:
-        if not self.low < self.high:
-            raise ValueError(f"a box has low < high, not {self.low:g} and {self.high:g}")
-        return self
 
 
 class HypersphericalUniform(PriorSpec):

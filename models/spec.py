@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Support = Literal["real", "sphere", "box", "binary", "one_hot"]
 """Where the draws of a family lie: ℝ^D, the unit sphere in ℝ^D, a box, {0, 1}^D, or the D unit vectors."""
@@ -22,6 +22,19 @@ class Spec(BaseModel):
     def layout(self, **sizes: int) -> dict[str, Weight]:
         """The weights of the network this spec describes, by engine-neutral name, in PyTorch's layout."""
         return {}
+
+
+class Box(Spec):
+    """A family that lies in the box [low, high]^Z."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_box(self) -> Box:
+        if not self.low < self.high:
+            raise ValueError(f"a box has low < high, not {self.low:g} and {self.high:g}")
+        return self
 
 
 class Weight(NamedTuple):

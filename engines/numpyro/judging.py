@@ -18,6 +18,7 @@ from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
+from ..sites import is_shared
 from ..suited import refuse_immovable, refuse_shared
 from ..terms import TABLES, Terms
 from . import objective
@@ -277,8 +278,7 @@ class Judging(Realised):
         again = sites(1) if len(once) > 1 else once
         found = {}
         for name, site in once.items():
-            local = any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
-            if local and len(site["fn"].batch_shape) == 1:
+            if not is_shared(site, self.pair.plate) and len(site["fn"].batch_shape) == 1:
                 base, _, _ = peel(site["fn"])
                 self._families[name] = "normal" if isinstance(base, Normal) else type(base).__name__
                 found[name] = moments(site), moments(again[name])

@@ -15,6 +15,7 @@ from numpyro.infer.elbo import ELBO
 
 from ...models.errors import BadInput
 from ..protocol import Objective
+from ..sites import PARTICLES, is_shared, refuse_mismatch, refuse_scale, refuse_shapes, rows_of
 from ..suited import refuse_unsuited
 from ..terms import TABLES, Sides, Terms
 from .analytic import analytic_kl
@@ -22,8 +23,6 @@ from .arrays import stop_gradient
 from .dreams import asleep
 from .enumeration import at, support, weighed
 from .needed import needed
-
-PARTICLES = "particles"
 
 
 def traces(
@@ -84,14 +83,14 @@ def terms(
         BadInput: a latent of one side that the other lacks, or a scale on one side only.
     """
     guide, model = sites(guide_trace), sites(model_trace)
-    _refuse_mismatch(guide, model)
-    rows = _rows(model, plate)
+    refuse_mismatch(guide, model)
+    rows = rows_of(model, plate)
     tables: dict[str, dict[str, Array]] = {name: {} for name in TABLES}
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(model))
     for (site, p), draw in zip(model.items(), keys, strict=True):
         datum = _PerDatum(p, plate, rows, data_size)
-        _refuse_shapes(site, p, guide.get(site), plate)
-        _refuse_scale(site, p, guide.get(site), data_size, rows)
+        refuse_shapes(site, p, guide.get(site), plate)
+        refuse_scale(site, p, guide.get(site), data_size, rows)
         if p["is_observed"]:
             tables["log_likelihood"][site] = datum(p["fn"].log_prob(p["value"]))
             continue
@@ -114,7 +113,7 @@ def terms(
 def log_prob(trace: Any, plate: str, data_size: int) -> Array:
     """Σ over sites of one trace, per datum: (B,) or (S, B)."""
     found = sites(trace)
-    rows = _rows(found, plate) if found else 0
+    rows = rows_of(found, plate) if found else 0
     parts = (_PerDatum(site, plate, rows, data_size)(site["fn"].log_prob(site["value"])) for site in found.values())
     return sum(parts, jnp.zeros(()))
 
@@ -128,9 +127,9 @@ def dream(trace: Any, plate: str) -> dict[str, Array]:
     found: dict[str, Array] = {}
     guide = sites(trace)
     for name, q in guide.items():
-        if not _frames({name: q}, plate):
+        if is_shared(q, plate):
             raise BadInput(f"the sleep phase is of latents per datum, and {name!r} stands outside the plate {plate!r}")
-        found[name] = _PerDatum(q, plate, _rows(guide, plate), 1)(q["fn"].log_prob(q["value"]))
+        found[name] = _PerDatum(q, plate, rows_of(guide, plate), 1)(q["fn"].log_prob(q["value"]))
     return found
 
 
@@ -161,8 +160,8 @@ class Loss(ELBO):
                 in_guide = {name for name, site in guide_trace.items() if site["type"] == "param"}
                 in_model.update(name for name, site in model_trace.items() if site["type"] == "param")
                 in_model.difference_update(in_guide)
-                rows = _rows(sites_of := sites(model_trace), self.plate)
-                scale = next(site for site in sites_of.values() if _frames({"": site}, self.plate))["scale"] or 1.0
+                rows = rows_of(sites_of := sites(model_trace), self.plate)
+                scale = next(site for site in sites_of.values() if not is_shared(site, self.plate))["scale"] or 1.0
                 made = terms(
                     guide_trace,
                     model_trace,
@@ -232,65 +231,3 @@ class _PerDatum:
         rows, data_size = self.share
         axis = -2 if event else -1
         return jnp.repeat(jnp.expand_dims(value / data_size, axis), rows, axis)
-
-
-def _frames(model: Mapping[str, Any], plate: str) -> list[Any]:
-    return [frame for site in model.values() for frame in site["cond_indep_stack"] if frame.name == plate]
-
-
-def _rows(model: Mapping[str, Any], plate: str) -> int:
-    frames = _frames(model, plate)
-    if not frames:
-        raise BadInput(f"no site of the model stands in the plate {plate!r}: put the data in it, or name the right one")
-    return frames[0].size
-
-
-def _refuse_mismatch(guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    for name in sorted(latents ^ set(guide)):
-        here, there = ("model", "guide") if name in latents else ("guide", "model")
-        raise BadInput(f"the {here} samples {name!r} and the {there} does not: a latent stands in both")
-
-
-def _refuse_shapes(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, plate: str) -> None:
-    """Else terms would be broadcast, and silently wrong. q: None for an observed site."""
-    q = q or p
-    inside = [bool(_frames({"": site}, plate)) for site in (p, q)]
-    if inside[0] != inside[1]:
-        here, there = ("model", "guide") if inside[0] else ("guide", "model")
-        raise BadInput(f"the latent {name!r} stands in the plate {plate!r} in the {here}, and outside in the {there}")
-    events = [tuple(site["fn"].event_shape) for site in (p, q)]
-    if events[0] != events[1]:
-        raise BadInput(
-            f"the latent {name!r} has the event shape {events[0]} in the model and {events[1]} in the guide: "
-            "to_event declares the dimensions of one datum"
-        )
-    batches = [_own_batch(site) for site in (p, q)]
-    if batches[0] != batches[1]:
-        raise BadInput(
-            f"the latent {name!r} has the batch shape {batches[0]} in the model and {batches[1]} in the guide: "
-            "what one side scans or plates, the other does too"
-        )
-
-
-def _own_batch(site: Mapping[str, Any]) -> tuple[int, ...]:
-    """The batch shape of a site without particles and leading ones."""
-    shape = list(site["fn"].batch_shape)
-    for frame in site["cond_indep_stack"]:
-        if frame.name == PARTICLES and len(shape) >= -frame.dim:
-            del shape[frame.dim]
-    return tuple(shape[next((place for place, size in enumerate(shape) if size != 1), len(shape)) :])
-
-
-def _refuse_scale(name: str, p: Mapping[str, Any], q: Mapping[str, Any] | None, data_size: int, rows: int) -> None:
-    """Terms are unscaled: a scale that is not the plate's own would be lost. q: None for an observed site."""
-    scales = [float(1.0 if site["scale"] is None else site["scale"]) for site in (p, q or p)]
-    allowed = (1.0, data_size / rows)
-    if any(all(abs(scale - right) > 1e-6 * right for right in allowed) for scale in scales) or (
-        abs(scales[0] - scales[1]) > 1e-6 * scales[0]
-    ):
-        guide = "" if q is None else f" and {scales[1]:g} in the guide"
-        raise BadInput(
-            f"the site {name!r} is scaled by {scales[0]:g} in the model{guide}, where the data plate gives "
-            f"{data_size / rows:g}: leave weights out of programs and set divergence.weight"
-        )

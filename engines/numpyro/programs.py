@@ -20,7 +20,8 @@ from ...models.errors import BadInput
 from ...models.spec import Network
 from ..protocol import Batch, Settings
 from ..seeds import derive
-from ..suited import is_shared, refuse_unsuited
+from ..sites import is_shared
+from ..suited import refuse_unsuited
 from . import networks, objective
 from .enumeration import support
 from .posteriors import Amortised

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..terms import Sides, Terms
 from ..weights import check
 from . import objective, optimise
 from .losses import Losses
+from .module import _still
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Program(Losses):
             parameter.grad = None
         info: dict[str, Tensor] = {}
         noise = derive(self.settings.seed, noise_of(control.sides), control.step)
-        with self._moving(state, control.sides), self.running(noise):
+        others = (value for name, value in state.parameters.items() if self.side[name] not in control.sides)
+        with _still(others), self.running(noise):
             for batch in batches:
                 terms, found = self.loss_of(self.arrays(batch), control.weight)
                 loss = self._backward(state, terms, found, len(batches))
@@ -85,19 +86,6 @@ class Program(Losses):
                 moment = moving[name]
                 moment.data -= self.momentum[name] / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
-
-    @contextmanager
-    def _moving(self, state: State, sides: Sequence[str]) -> Iterator[None]:
-        """Only parameters of these sides want gradients, which spares those of the others."""
-        others = (value for name, value in state.parameters.items() if self.side[name] not in sides)
-        still = [value for value in others if value.requires_grad]
-        for parameter in still:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in still:
-                parameter.requires_grad_(True)
 
     def weights(self, state: State) -> dict[str, np.ndarray]:
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in state.parameters.items()}

@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from ..draws import by_row, particle_seeds
 from ..protocol import Batch, Posterior
 from ..seeds import derive
+from ..sites import is_shared
 from ..suited import refuse_immovable, refuse_shared
 from ..terms import TABLES, Terms
 from . import objective
@@ -58,9 +59,8 @@ class Judging(Realised):
         arrays = self.arrays(batch)
         with self._evaluation(seed):
             if not self.broadcasts:
-                return to_numpy(
-                    self._drawn_terms(self.programs(), arrays, particles, seed).log_weight().reshape(particles, -1)
-                )
+                terms = self._drawn_terms((model, guide), arrays, particles, seed)
+                return to_numpy(terms.log_weight().reshape(particles, -1))
             trace = self._plated_trace(guide, arrays, particles, seed)
             latents = {name: site["value"] for name, site in objective.sites(trace).items()}
             size = max(1, rows // len(batch["weight"]))
@@ -82,7 +82,7 @@ class Judging(Realised):
                 name: _describe(site["fn"])
                 for name, site in once.items()
                 if _base_name(name, site) == name
-                and self._is_local(site)
+                and not is_shared(site, self.pair.plate)
                 and _same_moments(site["fn"], again[name]["fn"])
             }
 
@@ -210,9 +210,6 @@ class Judging(Realised):
 
     def _log_prob(self, trace: Any) -> Tensor:
         return objective.log_prob(trace, self.pair.plate, self.settings.data_size)
-
-    def _is_local(self, site: Any) -> bool:
-        return any(frame.name == self.pair.plate for frame in site["cond_indep_stack"])
 
     def _layout(self, name: str, site: Any) -> dict[str, Any]:
         """Where `by_row` finds the rows of a site; the steps of a scan stand before its event."""

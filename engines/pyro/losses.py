@@ -15,6 +15,7 @@ from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..seeds import derive
 from ..terms import Sides, Terms
 from .judging import Judging
+from .module import _still
 from .posteriors import Amortised
 from .precision import _twice_differentiable
 from .programs import Exchange
@@ -44,10 +45,11 @@ class Losses(Judging):
         particles, function = self.settings.objective.particles, self.settings.objective.function
         start = self._amortised(arrays)[0]
         at, velocity = start if spec.backpropagate else start.detach(), torch.zeros_like(start)
+        weights = [one for network in self.networks.values() for one in network.parameters()]
         for _ in range(spec.steps):
             at = at if spec.backpropagate else at.detach().requires_grad_()
             with (
-                _twice_differentiable() if spec.backpropagate else self._still(),
+                _twice_differentiable() if spec.backpropagate else _still(weights),
                 self._exchanging(lambda _, at=at: at),
             ):
                 loss = negative_elbo(self.terms_of(arrays, particles), weight)
@@ -96,15 +98,3 @@ class Losses(Judging):
         finally:
             for posterior in posteriors:
                 posterior.exchange = None
-
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """No parameter of a network wants a gradient."""
-        wanted = [one for network in self.networks.values() for one in network.parameters() if one.requires_grad]
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,3 +34,16 @@ class Realised(nn.Module):
             weight = self.get_parameter(name)
             distance = weight.detach() - moment.detach()
             weight.grad = distance if weight.grad is None else weight.grad + distance
+
+
+@contextmanager
+def _still(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """None of these wants a gradient meanwhile, which spares forming it."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

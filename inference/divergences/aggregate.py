@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ...engines.arrays import namespace
 from ...engines.terms import Terms
 from .base import Objectives
-from .kl import not_normal
+from .kl import normal_moments
 
 
 class InfoVAE(Objectives):
@@ -125,9 +125,8 @@ def stein_discrepancy(z: Any, score: Any, rows: Any, kernel: str, scale: float) 
 
 
 def _stein(divergence: InfoVAE | Stein, terms: Terms, site: str) -> Any:
-    if site not in terms.normal:
-        raise not_normal("the Stein discrepancy", site)
-    z, (_, _, loc, spread) = _first(terms.latent[site]), terms.normal[site]
+    _, _, loc, spread = normal_moments("the Stein discrepancy", terms, site)
+    z = _first(terms.latent[site])
     score = (_first(loc) - z) / _first(spread) ** 2
     return stein_discrepancy(z, score, terms.weight, divergence.kernel, _scale(z, divergence.bandwidth))
 

@@ -218,9 +218,7 @@ class GeometricJensenShannon(Objectives):
     def loss(self, terms: Terms, weight: Any) -> Any:
         total = -terms.reconstruction()
         for site in terms.log_posterior:
-            if site not in terms.normal:
-                raise not_normal(self.kind, site)
-            total = total + weight * self._divergence(terms.normal[site])
+            total = total + weight * self._divergence(normal_moments(self.kind, terms, site))
         return terms.mean(total)
 
     def _divergence(self, moments: Any) -> Any:
@@ -254,15 +252,20 @@ class Fisher(Objectives):
     def loss(self, terms: Terms, weight: Any) -> Any:
         total = -terms.reconstruction()
         for site in terms.log_posterior:
-            if site not in terms.normal:
-                raise not_normal(self.kind, site)
-            m, s, n, t = terms.normal[site]
+            m, s, n, t = normal_moments(self.kind, terms, site)
             total = total + weight * ((s / t**2 - 1 / s) ** 2 + ((m - n) / t**2) ** 2).sum(-1)
         return terms.mean(total)
 
 
-def not_normal(kind: str, site: str) -> BadInput:
-    return BadInput(
-        f"{kind} has a formula for normal q and p only, and {site!r} is not: "
-        "use the kinds diagonal_normal and standard_normal, or another divergence"
-    )
+def normal_moments(kind: str, terms: Terms, site: str) -> Any:
+    """(4, …, B, D): `Terms.normal` of a site.
+
+    Raises:
+        BadInput: q or p is no normal there.
+    """
+    if site not in terms.normal:
+        raise BadInput(
+            f"{kind} has a formula for normal q and p only, and {site!r} is not: "
+            "use the kinds diagonal_normal and standard_normal, or another divergence"
+        )
+    return terms.normal[site]
