@@ -15,6 +15,11 @@ def standard_normal(seed: int, site: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.Generator(np.random.Philox(derive(seed, site))).standard_normal(shape)
 
 
+def uniform(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise in [0, 1), float64: a function of seed and name."""
+    return np.random.Generator(np.random.Philox(derive(seed, f"{name} uniform"))).random(shape)
+
+
 def particle_seeds(seed: int, particles: int) -> list[int]:
     """A seed for each of S runs of a guide that does not broadcast; the first is `seed` itself."""
     return [seed, *(derive(seed, "particle", number) for number in range(1, particles))]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .filtering import Filtered, Filtering
 from .terms import Terms
 
 Batch = Mapping[str, np.ndarray]
@@ -38,7 +39,7 @@ class Objective:
     particles: S, draws from the guide per step. needs: the fields of `Terms` it reads beyond those always there; and
     "enumeration", for every value of the one, discrete latent in place of draws. pathwise: whether its gradient passes
     through the guide's draws. additive: whether it is a sum over latent sites and data, so that a latent may be shared
-    by all data.
+    by all data. filtering: of a particle filter, where `needs` names "evidence".
     """
 
     function: Callable[[Terms, Any], Any]
@@ -46,6 +47,7 @@ class Objective:
     needs: frozenset[str] = frozenset()
     pathwise: bool = True
     additive: bool = True
+    filtering: Filtering | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,24 @@ class Program(Protocol):
         """log p(x, z) − log q(z | x), (S, B) float64; the guide runs once, the model on at most `rows` rows at a time.
 
         Refuses a latent that is shared by all data: no weight of a single datum bounds anything then.
+        """
+        ...
+
+    def filter(
+        self,
+        state: State,
+        batch: Batch,
+        *,
+        seed: int,
+        particles: int,
+        filtering: Filtering,
+        observed: np.ndarray | None = None,
+    ) -> Filtered:
+        """A particle filter over a batch of sequences, as float64 NumPy; pairs made of steps.
+
+        observed: (B, T), false where x_t is not known: its particles are drawn from the model, which forecasts beyond
+        the data, fills gaps between them, and generates where nothing is known. Both engines draw the same normal
+        latents and ancestors for a seed.
         """
         ...
 

@@ -43,6 +43,8 @@ class Terms(NamedTuple):
         normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
         dream: latent site → log q(z | x) of a z and x that the model drew at fixed parameters, (B,).
 
+    evidence: log Ẑ of a particle filter over S particles, (B,); the other tables are then of its particles.
+
     share: (S, B), what each particle counts in an expectation under q, where particles are all values of the latent and
         not draws (`needs` names "enumeration"); None: 1 / S.
     """
@@ -60,6 +62,7 @@ class Terms(NamedTuple):
     normal: Mapping[str, Array] = NOTHING
     dream: Mapping[str, Array] = NOTHING
     share: Array | None = None
+    evidence: Array | None = None
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -106,5 +109,5 @@ class Terms(NamedTuple):
         return found | {f"kl/{site}": total(self.kl_of(site)) for site in self.log_posterior}
 
 
-TABLES = tuple(name for name in Terms._fields if name not in ("weight", "share"))
+TABLES = tuple(name for name in Terms._fields if name not in ("weight", "share", "evidence"))
 """The fields of `Terms` that are tables by site."""

@@ -45,3 +45,28 @@ class GRUEncoder(RecurrentEncoder):
 
 
 Encoder = Annotated[LSTMEncoder | GRUEncoder, Field(discriminator="kind")]
+
+
+class _Backward(Spec):
+    """b_t, the state of a recurrent layer after it has read e_T … e_t. Size from the surroundings: `inputs`."""
+
+    kind: str
+    hidden: PositiveInt = Field(default=128, description="H, width of the recurrent state")
+
+    def layout(self, *, inputs: int) -> dict[str, Weight]:
+        return recurrent_layout(self.kind, inputs, self.hidden, self.hidden**-0.5)
+
+
+class LSTMBackward(_Backward):
+    """By the LSTM."""
+
+    kind: Literal["lstm"] = "lstm"
+
+
+class GRUBackward(_Backward):
+    """By the GRU."""
+
+    kind: Literal["gru"] = "gru"
+
+
+Backward = Annotated[LSTMBackward | GRUBackward, Field(discriminator="kind")]

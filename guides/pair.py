@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..models.spec import Network, Spec
 
@@ -15,6 +15,13 @@ class NoLatents(Spec):
 
 class NativeModel(Spec):
     """The `[model]` table of a native pair: empty, its program is its own recipe."""
+
+
+class Steps(NamedTuple):
+    """What a latent sequence pair is made of: `models.sequence.StepOf` and `guides.sequence_guide.ProposalOf`."""
+
+    step: Callable[..., Any]
+    proposal: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Pair:
         plate: name of the data plate; it becomes a dimension of every export.
         sites: site → names of its event dimensions.
         data: arrays, datum axis first, when the pair brings its own.
+        steps: of a pair of sequences, its step and its proposal.
         text: whether the data are sentences (`[data]` table) rather than arrays.
     """
 
@@ -50,6 +58,7 @@ class Pair:
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     text: bool = False
+    steps: Steps | None = None
 
     def realisable(self, model: Spec, guide: Spec, width: int = 0) -> dict[str, Network]:
         """The story's networks for these tables."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
+from ..models.linear_gaussian import LinearGaussianModel, LinearGaussianStep
 from ..models.sentence_vae import SITES as SENTENCE_SITES
 from ..models.sentence_vae import SentenceModel, sentence_vae
 from ..models.spec import Network
 from ..models.vae import SITES as VAE_SITES
 from ..models.vae import VAEModel, vae
+from ..models.vrnn import VRNNModel, VRNNStep
+from .linear_gaussian_guide import LinearGaussianGuide, LinearGaussianProposal
 from .pair import NoLatents, Pair
 from .sentence_guide import SentenceGuide, sentence_guide
+from .sequence_guide import sequence_pair
 from .vae_guide import VAEGuide, vae_guide
+from .vrnn_guide import VRNNGuide, VRNNProposal
 
 SENTENCE_VAE = Pair(
     model=sentence_vae,
@@ -54,4 +59,22 @@ VAE = Pair(
     sites=VAE_SITES,
 )
 
-PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE)}
+VRNN = sequence_pair(
+    "vrnn",
+    VRNNStep,
+    VRNNProposal,
+    lambda model, guide, width: model.networks(width) | guide.networks(model),
+    VRNNModel,
+    VRNNGuide,
+)
+
+LINEAR_GAUSSIAN = sequence_pair(
+    "linear_gaussian",
+    LinearGaussianStep,
+    LinearGaussianProposal,
+    lambda model, guide, width: model.networks(width) | guide.networks(width),
+    LinearGaussianModel,
+    LinearGaussianGuide,
+)
+
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, VRNN, LINEAR_GAUSSIAN)}

@@ -121,6 +121,12 @@ class FlowNormal(PosteriorSpec):
         return super().layout(features=features, latent=latent) | flow
 
 
+class Residual(Spec):
+    """q(z_t | …) = N(m_p + m, diag s²): the normal posterior N(m, diag s²), moved by the mean m_p of p(z_t | …)."""
+
+    kind: Literal["residual"] = "residual"
+
+
 class Laplace(PosteriorSpec):
     """q(z | x) = Π Laplace(m, b), [m, log b] = W h."""
 

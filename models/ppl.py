@@ -54,6 +54,14 @@ class PPL(Protocol):
         """
         ...
 
+    def unroll(self, step: Any, x: Array) -> Any:
+        """The path of a `models.sequence.Step` along the data x (T, B, D): its `latents(law)` are a distribution, and
+        its `states(z)` the states along a draw.
+
+        The states of a path that the guide drew are not computed again in the model.
+        """
+        ...
+
     def exp(self, x: Array) -> Array: ...
 
     def log(self, x: Array) -> Array: ...
@@ -66,6 +74,10 @@ class PPL(Protocol):
 
     def concatenate(self, xs: Any, axis: int = -1) -> Array:
         """Joined along `axis`, the other dimensions broadcast: a latent may have particles where the data have none."""
+        ...
+
+    def flip(self, x: Array) -> Array:
+        """x with its first axis in reverse."""
         ...
 
     def zeros(self, shape: tuple[int, ...]) -> Array:

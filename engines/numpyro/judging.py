@@ -16,6 +16,7 @@ from numpyro.distributions import Normal, constraints
 from ...guides.pair import Pair
 from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
+from ..filtering import Filtered, Filtering, common, of_filter, steps_of
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
 from ..sites import is_shared
@@ -27,6 +28,7 @@ from .arrays import stop_gradient
 from .chains import chain
 from .dreams import asleep
 from .enumeration import weighed
+from .filtering import filtered
 from .noise import CommonNoise
 from .ppl import PPL, seeded
 from .programs import Exchange, Function, Parameters, Realised
@@ -44,13 +46,17 @@ class Judging(Realised):
         self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
         self._evaluate = jax.jit(self._traced_terms, static_argnums=(4,))
         self._guide_draws = jax.jit(self._traced_draws, static_argnums=(4,))
+        self._filter = jax.jit(self._filtered, static_argnums=(5, 6))
         self._log_joint = jax.jit(self._traced_log_joint)
         self._encode = jax.jit(self._traced_posterior)
         self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         arrays = self.arrays(batch)
-        noise = self._noise(state.parameters, arrays, seed, particles) if drawn or self.values is None else None
+        if self.settings.objective.filtering is not None:
+            noise = self._filter_noise(arrays, particles, seed)
+        else:
+            noise = self._noise(state.parameters, arrays, seed, particles) if drawn or self.values is None else None
         found = self._evaluate(state.parameters, arrays, _key(seed), noise, particles)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
@@ -61,8 +67,11 @@ class Judging(Realised):
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
             for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
+        evidence = None if found.evidence is None else to_numpy(found.evidence)
         share = None if found.share is None else to_numpy(found.share)
-        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, **others)
+        return Terms(
+            likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, evidence=evidence, **others
+        )
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         refuse_shared(self.shared)
@@ -84,6 +93,22 @@ class Judging(Realised):
             for site, (moments, other) in found.items()
             if all(np.array_equal(one, two, equal_nan=True) for one, two in zip(moments, other, strict=True))
         }
+
+    def filter(
+        self,
+        state: Any,
+        batch: Batch,
+        *,
+        seed: int,
+        particles: int,
+        filtering: Filtering,
+        observed: np.ndarray | None = None,
+    ) -> Filtered:
+        arrays = self.arrays(batch)
+        noise = self._filter_noise(arrays, particles, seed)
+        seen = None if observed is None else jnp.asarray(observed).T
+        found = self._filter(state.parameters, arrays, _key(seed), noise, seen, particles, filtering)
+        return Filtered(*(np.asarray(part) if part.dtype != self.dtype else to_numpy(part) for part in found))
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         latents, _ = self._drawn(state.parameters, self.arrays(batch), seed, particles)
@@ -143,6 +168,11 @@ class Judging(Realised):
         noise: the common one of the draws, when judging. exchange: of the posteriors. programs: in place of the pair's
         own two.
         """
+        if self.settings.objective.filtering is not None:
+            found = self._filtered(
+                parameters, arrays, key, noise, None, particles, self.settings.objective.filtering, training
+            )
+            return of_filter(found, arrays["weight"])
         programs = programs or self.programs(parameters, training=training, exchange=exchange)
         found = self._two_traces(programs, arrays, key, particles, training, noise)
         if "dream" not in self.settings.objective.needs:
@@ -151,6 +181,47 @@ class Judging(Realised):
         _, guide = self.programs(parameters, training=training)
         trace = asleep(model, guide, jax.random.fold_in(key, 2), arrays)
         return found._replace(dream=objective.dream(trace, self.pair.plate))
+
+    def _filtered(
+        self,
+        parameters: Parameters,
+        arrays: Any,
+        key: Array,
+        noise: dict[str, Array] | None,
+        observed: Array | None,
+        particles: int,
+        filtering: Filtering,
+        training: bool = False,
+    ) -> Filtered:
+        """noise: the common one, when judging; None: the key's."""
+        steps = steps_of(self.pair)
+        modules = self.modules(parameters)
+        ppl = PPL(modules, register=False, training=training, dtype=self.dtype)
+        of_ancestors, of_steps, of_networks = jax.random.split(key, 3)
+        x, mask = arrays["x"].swapaxes(0, 1), (arrays["mask"] & (arrays["weight"] > 0)[:, None]).T
+        if noise is None:
+            shape = (len(x), particles, x.shape[1])
+            noise = {"ancestors": jax.random.uniform(of_ancestors, shape, x.dtype)}
+        with handlers.seed(rng_seed=of_networks):
+            step = steps.step(ppl, modules)
+            return filtered(
+                step,
+                steps.proposal(ppl, modules, step),
+                x,
+                mask,
+                particles=particles,
+                spec=filtering,
+                noise=noise,
+                key=of_steps,
+                observed=observed,
+            )
+
+    def _filter_noise(self, arrays: Any, particles: int, seed: int) -> dict[str, np.ndarray]:
+        modules = {name: network.module({}) for name, network in self.networks.items()}
+        step = steps_of(self.pair).step(PPL(modules, register=False, training=False, dtype=self.dtype), modules)
+        rows, steps = arrays["mask"].shape
+        found = common(seed, (steps, particles, rows), step.dim)
+        return {name: value.astype(self.dtype) for name, value in found.items()}
 
     def _two_traces(
         self,

@@ -18,10 +18,12 @@ from ...guides import encoders
 from ...models import decoders, mlp
 from ...models.errors import BadInput
 from ...models.spec import Network
+from .cells import CELLS
 from .distributions import TokenSequence
 from .dropout import dropped
 from .latent_weights import LATENT_WEIGHTS
 from .likelihoods import LIKELIHOODS
+from .linear_gaussian import LINEAR_GAUSSIAN
 from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
@@ -172,11 +174,38 @@ class RecurrentEncoder(Recurrent):
         return states.sum(0, where=real) / lengths[:, None]
 
 
+class RecurrentBackward(Realised):
+    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); the real steps come first."""
+
+    def __call__(self, inputs: Array, mask: Array) -> Array:
+        order = _reversed(mask)[..., None]
+        projected = product(jnp.take_along_axis(inputs, order, 0), self.weights["weight_ih"], self.precision)
+        rows, hidden = inputs.shape[1], self.spec.hidden
+        zeros = jnp.zeros((1, rows, hidden), inputs.dtype)
+        constant = jnp.broadcast_to(self.weights["bias_ih"], (1, rows, projected.shape[-1]))
+        if self.spec.kind == "lstm":
+            states = lstm(projected, constant, zeros, zeros, self.weights["weight_hh"], self.precision)
+        else:
+            weights = self.weights["weight_hh"], self.weights["bias_hh"]
+            states = gru(projected, constant, zeros, *weights, self.precision)
+        return jnp.take_along_axis(states.squeeze(1), order, 0)
+
+
+def _reversed(mask: Array) -> Array:
+    """(T, B): the real steps of each row from the last to the first, and the others where they are."""
+    time = jnp.arange(len(mask))[:, None]
+    return jnp.where(mask, mask.sum(0) - 1 - time, time)
+
+
 REALISED: dict[type, type[Realised]] = {
     decoders.RecurrentDecoder: RecurrentDecoder,
     encoders.RecurrentEncoder: RecurrentEncoder,
+    encoders.LSTMBackward: RecurrentBackward,
+    encoders.GRUBackward: RecurrentBackward,
     **LATENT_WEIGHTS,
     mlp.MLP: MLP,
+    **CELLS,
+    **LINEAR_GAUSSIAN,
     **PRIORS,
     **POSTERIORS,
     **LIKELIHOODS,

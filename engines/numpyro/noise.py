@@ -11,6 +11,7 @@ from numpyro.distributions import Normal
 from numpyro.primitives import Messenger
 
 from .analytic import peel
+from .unrolled import Unrolled
 
 
 class CommonNoise(Messenger):
@@ -34,9 +35,11 @@ class CommonNoise(Messenger):
         if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
         base, _, _ = peel(msg["fn"])
-        if isinstance(base, Normal):
+        if isinstance(base, (Normal, Unrolled)):
             shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
-            if self.noise is not None:
+            if self.noise is not None and isinstance(base, Unrolled):
+                base.noise = self.noise[msg["name"]].reshape(shape)
+            elif self.noise is not None:
                 parts: list[Any] = [base.loc, base.scale]
                 loc, scale = (jnp.broadcast_to(part, shape) for part in parts)
                 msg["value"] = loc + scale * self.noise[msg["name"]].reshape(shape)

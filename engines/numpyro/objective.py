@@ -23,6 +23,7 @@ from .arrays import stop_gradient
 from .dreams import asleep
 from .enumeration import at, support, weighed
 from .needed import needed
+from .unrolled import given
 
 
 def traces(
@@ -64,7 +65,7 @@ def outermost(*traces: Any) -> int:
 
 def sites(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The sample sites of a trace that carry probability."""
-    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+    return {name: given(site) for name, site in trace.items() if site["type"] == "sample"}
 
 
 def terms(

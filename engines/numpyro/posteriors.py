@@ -6,6 +6,7 @@ Its event shape is (Z,).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -101,6 +102,14 @@ class FlowNormal(Amortised):
         loc, log_variance, _ = self.parts(h, 2)
         layers = layers_of(self.spec.flow, self.weights.__getitem__, loc.shape[-1], h)
         return NormalThroughFlow(loc, jnp.exp(0.5 * log_variance), self.spec.flow, layers)
+
+
+class Residual(Realised):
+    """N(m_p + m, diag s²) of p(z_t | …) and N(m, diag s²)."""
+
+    def __call__(self, prior: Any, normal: Any) -> dist.Distribution:
+        base = normal.base_dist
+        return dist.Normal(prior.mean + base.loc, base.scale).to_event(1)
 
 
 class Laplace(Amortised):
@@ -202,6 +211,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.BatchNormalisedNormal: BatchNormalisedNormal,
     posteriors.DeltaNormal: DeltaNormal,
     posteriors.FlowNormal: FlowNormal,
+    posteriors.Residual: Residual,
     posteriors.Laplace: Laplace,
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,

@@ -17,7 +17,9 @@ from jax import Array
 from numpyro.contrib.control_flow import scan
 
 from ...models.errors import BadInput
+from ...models.sequence import Step
 from ...models.spec import Network, Spec
+from .unrolled import Path
 
 
 class PPL:
@@ -47,6 +49,7 @@ class PPL:
         self.dtype = dtype
         self.used: set[str] = set()
         self.scans = False
+        self.paths: list[Any] = []
 
     def sample(self, name: str, fn: Any, obs: Array | None = None) -> Array:
         return numpyro.sample(name, fn, obs=obs)  # pyright: ignore[reportReturnType]
@@ -92,11 +95,17 @@ class PPL:
         self.scans = True
         return scan(step, carry, xs)
 
+    def unroll(self, step: Step, x: Array) -> Path:
+        return Path(step, x, self.paths)
+
     def concatenate(self, xs: Any, axis: int = -1) -> Array:
         xs = tuple(xs)
         shape = list(jnp.broadcast_shapes(*(jnp.take(x, jnp.array([0]), axis).shape for x in xs)))
         each = [jnp.broadcast_to(x, (*shape[:axis], x.shape[axis], *shape[axis:][1:])) for x in xs]
         return jnp.concatenate(each, axis=axis)
+
+    def flip(self, x: Array) -> Array:
+        return jnp.flip(x, 0)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape, self.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ..draws import by_row, particle_seeds
+from ..filtering import Filtered, Filtering, common, of_filter, steps_of
 from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..sites import is_shared
@@ -25,6 +26,7 @@ from .analytic import peel
 from .chains import chain
 from .dreams import asleep
 from .enumeration import at, weighed
+from .filtering import filtered
 from .noise import CommonNoise
 from .ppl import _base_name
 from .programs import Function, Realised
@@ -50,8 +52,11 @@ class Judging(Realised):
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
             for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
+        evidence = None if found.evidence is None else to_numpy(found.evidence)
         share = None if found.share is None else to_numpy(found.share)
-        return Terms(likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, **others)
+        return Terms(
+            likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, evidence=evidence, **others
+        )
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         refuse_shared(self.shared)
@@ -85,6 +90,21 @@ class Judging(Realised):
                 and not is_shared(site, self.pair.plate)
                 and _same_moments(site["fn"], again[name]["fn"])
             }
+
+    def filter(
+        self,
+        state: Any,
+        batch: Batch,
+        *,
+        seed: int,
+        particles: int,
+        filtering: Filtering,
+        observed: np.ndarray | None = None,
+    ) -> Filtered:
+        with self._evaluation(seed):
+            seen = None if observed is None else torch.as_tensor(observed).to(self.settings.device).t()
+            found = self._filtered(self.arrays(batch), particles, filtering, seed, seen)
+        return Filtered(*(part.cpu().numpy() if part.dtype != self.dtype else to_numpy(part) for part in found))
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         _, guide = self.programs()
@@ -157,6 +177,9 @@ class Judging(Realised):
         seed: of the common noise, when judging. programs: in place of the pair's own two, for one particle.
         """
         programs = programs or self.programs()
+        filtering = self.settings.objective.filtering
+        if filtering is not None:
+            return of_filter(self._filtered(arrays, particles, filtering, seed), arrays["weight"])
         if self.values is None:
             found = self._drawn_terms(programs, arrays, particles, seed)
         else:
@@ -164,6 +187,27 @@ class Judging(Realised):
         if "dream" not in self.settings.objective.needs:
             return found
         return found._replace(dream=objective.dream(asleep(*self.programs(), arrays), self.pair.plate))
+
+    def _filtered(
+        self,
+        arrays: dict[str, Tensor],
+        particles: int,
+        filtering: Filtering,
+        seed: int | None,
+        observed: Tensor | None = None,
+    ) -> Filtered:
+        """seed: of the common noise, when judging; None: the generator's."""
+        steps = steps_of(self.pair)
+        step = steps.step(self.ppl, self.networks)
+        x, mask = arrays["x"].transpose(0, 1), (arrays["mask"] & (arrays["weight"] > 0).unsqueeze(-1)).t()
+        shape = (len(x), particles, x.shape[1])
+        if seed is None:
+            noise = {"ancestors": torch.rand(shape, device=x.device, dtype=x.dtype)}
+        else:
+            found = common(seed, shape, step.dim)
+            noise = {name: torch.as_tensor(value).to(x) for name, value in found.items()}
+        proposal = steps.proposal(self.ppl, self.networks, step)
+        return filtered(step, proposal, x, mask, particles=particles, spec=filtering, noise=noise, observed=observed)
 
     def _enumerated_terms(self, programs: tuple[Function, Function], arrays: dict[str, Tensor]) -> Terms:
         assert self.values is not None

@@ -18,10 +18,12 @@ from ...guides import encoders
 from ...models import decoders, mlp
 from ...models.errors import BadInput
 from ...models.spec import Network
+from .cells import CELLS
 from .distributions import TokenSequence
 from .dropout import dropped
 from .latent_weights import LATENT_WEIGHTS
 from .likelihoods import LIKELIHOODS
+from .linear_gaussian import LINEAR_GAUSSIAN
 from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
@@ -191,11 +193,41 @@ class RecurrentEncoder(Recurrent):
         return states.masked_fill(pads, 0.0).sum(0) / lengths.unsqueeze(-1)
 
 
+class RecurrentBackward(Realised):
+    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); the real steps come first."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        order = _reversed(mask).unsqueeze(-1)
+        projected = product(inputs.gather(0, order.expand_as(inputs)), self.weight_ih, self.precision)
+        rows, hidden = inputs.shape[1], self.spec.hidden
+        zeros, constant = inputs.new_zeros(1, rows, hidden), self.bias_ih.expand(1, rows, -1)
+        if self.spec.kind == "lstm":
+            states = lstm(projected, constant, zeros, zeros, self.weight_hh, self.precision)
+        else:
+            states = gru(projected, constant, zeros, self.weight_hh, self.get_parameter("bias_hh"), self.precision)
+        states = states.squeeze(1)
+        return states.gather(0, order.expand_as(states))
+
+
+def _reversed(mask: Tensor) -> Tensor:
+    """(T, B): the real steps of each row from the last to the first, and the others where they are."""
+    time = torch.arange(len(mask), device=mask.device).unsqueeze(-1)
+    return torch.where(mask, mask.sum(0) - 1 - time, time)
+
+
 REALISED: dict[type, type[Realised]] = {
     decoders.RecurrentDecoder: RecurrentDecoder,
     encoders.RecurrentEncoder: RecurrentEncoder,
+    encoders.LSTMBackward: RecurrentBackward,
+    encoders.GRUBackward: RecurrentBackward,
     **LATENT_WEIGHTS,
     mlp.MLP: MLP,
+    **CELLS,
+    **LINEAR_GAUSSIAN,
     **PRIORS,
     **POSTERIORS,
     **LIKELIHOODS,

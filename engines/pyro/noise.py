@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from ..draws import standard_normal
 from .analytic import peel
+from .unrolled import Unrolled
 
 
 class CommonNoise(Messenger):
@@ -26,6 +27,9 @@ class CommonNoise(Messenger):
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
         base, _ = peel(msg["fn"])
-        if isinstance(base, Normal):
+        if isinstance(base, (Normal, Unrolled)):
             noise = torch.as_tensor(standard_normal(self.seed, msg["name"], tuple(msg["fn"].shape())))
-            msg["value"] = base.loc + base.scale * noise.to(base.loc)
+            if isinstance(base, Unrolled):
+                base.noise = noise
+            else:
+                msg["value"] = base.loc + base.scale * noise.to(base.loc)

@@ -22,6 +22,7 @@ from .enumeration import at, support, weighed
 from .needed import needed
 from .ppl import _base_name
 from .precision import _reaching
+from .unrolled import given
 
 
 def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -49,7 +50,7 @@ def outermost(*traces: Any) -> int:
 def sites(trace: Any) -> dict[str, Any]:
     """The sample sites of a trace that carry probability, by the name they have in the trace."""
     return {
-        name: site
+        name: given(site)
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
     }

@@ -6,6 +6,7 @@ Its event shape is (Z,).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -103,6 +104,14 @@ class FlowNormal(Amortised):
         loc, log_variance, _ = self.parts(h, 2)
         layers = layers_of(self.spec.flow, self.get_parameter, loc.shape[-1], h)
         return NormalThroughFlow(loc, (0.5 * log_variance).exp(), self.spec.flow, layers)
+
+
+class Residual(Realised):
+    """N(m_p + m, diag s²) of p(z_t | …) and N(m, diag s²)."""
+
+    def forward(self, prior: Any, normal: Any) -> dist.TorchDistribution:
+        base = normal.base_dist
+        return dist.Normal(prior.mean + base.loc, base.scale, validate_args=False).to_event(1)
 
 
 class Laplace(Amortised):
@@ -204,6 +213,7 @@ POSTERIORS: dict[type, type[Realised]] = {
     posteriors.BatchNormalisedNormal: BatchNormalisedNormal,
     posteriors.DeltaNormal: DeltaNormal,
     posteriors.FlowNormal: FlowNormal,
+    posteriors.Residual: Residual,
     posteriors.Laplace: Laplace,
     posteriors.Logistic: Logistic,
     posteriors.PointMass: PointMass,

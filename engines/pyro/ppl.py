@@ -14,7 +14,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ...models.errors import BadInput
+from ...models.sequence import Step
 from ...models.spec import Network, Spec
+from .unrolled import Path
 
 _TIME = "time step"
 
@@ -49,6 +51,7 @@ class PPL:
         self.register = register
         self.dtype, self.device = dtype, device
         self.used: set[str] = set()
+        self.paths: list[Any] = []
 
     def sample(self, name: str, fn: Any, obs: Tensor | None = None) -> Tensor:
         return pyro.sample(name, fn, obs=obs)
@@ -81,10 +84,16 @@ class PPL:
             outputs.append(y)
         return carry, _stack(outputs)
 
+    def unroll(self, step: Step, x: Tensor) -> Path:
+        return Path(step, x, self.paths)
+
     def concatenate(self, xs: Any, axis: int = -1) -> Tensor:
         xs = tuple(xs)
         shape = list(torch.broadcast_shapes(*(x.narrow(axis, 0, 1).shape for x in xs)))
         return torch.cat([x.expand(*shape[:axis], x.shape[axis], *shape[axis:][1:]) for x in xs], dim=axis)
+
+    def flip(self, x: Tensor) -> Tensor:
+        return x.flip(0)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

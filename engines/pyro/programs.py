@@ -114,6 +114,7 @@ class Realised:
         )
         with around, seeded(seed, self.settings.device), self._lending():
             yield
+        self.ppl.paths.clear()
 
     @contextmanager
     def _lending(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from .aggregate import InfoVAE, Stein
 from .base import Objectives
 from .f_divergence import FDivergence
+from .filtering import FIVO
 from .importance import CUBO, IWAE, TVO, Renyi
 from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
 from .wake_sleep import ReweightedWakeSleep
@@ -22,6 +23,7 @@ Divergence = Annotated[
     | Renyi
     | CUBO
     | TVO
+    | FIVO
     | FDivergence
     | ReweightedWakeSleep
     | InfoVAE
@@ -36,6 +38,7 @@ Divergence = Annotated[
 
 __all__ = [
     "CUBO",
+    "FIVO",
     "IWAE",
     "KL",
     "TVO",

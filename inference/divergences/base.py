@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import PositiveInt
 
 from ...engines import load
+from ...engines.filtering import Filtering
 from ...engines.protocol import Objective
 from ...engines.terms import Sides, Terms
 from ...models.errors import BadInput
@@ -47,6 +48,11 @@ class Objectives(Spec):
         """Whether it is a sum over latent sites and data, so that a latent may be shared by all data."""
         return False
 
+    @property
+    def filtering(self) -> Filtering | None:
+        """How its particles are resampled, where they are filtered."""
+        return None
+
     def loss(self, terms: Terms, weight: Any) -> Any | Sides:
         """What training minimises, (B,) nats per datum; `Sides` where model and guide minimise different things."""
         raise NotImplementedError
@@ -68,7 +74,7 @@ class Objectives(Spec):
         return dict(carried)
 
     def objective(self) -> Objective:
-        return Objective(self.loss, self.particles, self.needs, self.pathwise, self.additive)
+        return Objective(self.loss, self.particles, self.needs, self.pathwise, self.additive, self.filtering)
 
     def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
         """This divergence as the `loss=` of stock `pyro.infer.SVI` or `numpyro.infer.SVI`.

@@ -1,0 +1,37 @@
+"""Recurrent cells that read the data and a latent, on NumPyro."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from ...models import cells
+from .module import Realised
+from .precision import product
+from .recurrence import gru_cell, lstm_cell
+
+State = tuple[Array, ...]
+
+
+class RecurrentCell(Realised):
+    """h_{t+1} = cell(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
+
+    def start(self, shape: tuple[int, ...]) -> State:
+        """Zeros, with these leading dimensions."""
+        zeros = jnp.zeros((*shape, self.spec.hidden), self.weights["weight_hh"].dtype)
+        return (zeros,) * (2 if self.spec.kind == "lstm" else 1)
+
+    def project(self, inputs: Array) -> Array:
+        """W_u u + b, (…, gates·H)."""
+        return product(inputs, self.weights["weight_inputs"]) + self.weights["bias_ih"]
+
+    def __call__(self, projected: Array, latent: Array, state: State) -> State:
+        """projected broadcasts against the particles of v and h."""
+        gates = projected + product(latent, self.weights["weight_latent"])
+        recurrent = product(state[0], self.weights["weight_hh"])
+        if self.spec.kind == "lstm":
+            return lstm_cell(gates + recurrent, state[1])
+        return (gru_cell(gates, recurrent + self.weights["bias_hh"], state[0]),)
+
+
+CELLS: dict[type, type[Realised]] = {cells.LSTMCell: RecurrentCell, cells.GRUCell: RecurrentCell}

@@ -1,0 +1,46 @@
+"""Recurrent cells that read the data and a latent, on Pyro."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...models import cells
+from .module import Realised
+
+State = tuple[Tensor, ...]
+
+
+class RecurrentCell(Realised):
+    """h_{t+1} = cell(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
+
+    weight_inputs: Tensor
+    weight_latent: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+
+    def start(self, shape: tuple[int, ...]) -> State:
+        """Zeros, with these leading dimensions."""
+        zeros = self.weight_hh.new_zeros(*shape, self.spec.hidden)
+        return (zeros,) * (2 if self.spec.kind == "lstm" else 1)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """W_u u + b, (…, gates·H)."""
+        return F.linear(inputs, self.weight_inputs, self.bias_ih)
+
+    def forward(self, projected: Tensor, latent: Tensor, state: State) -> State:
+        """projected broadcasts against the particles of v and h."""
+        gates = projected + F.linear(latent, self.weight_latent)
+        if self.spec.kind == "lstm":
+            i, f, g, o = (gates + F.linear(state[0], self.weight_hh)).chunk(4, -1)
+            c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
+            return o.sigmoid() * c.tanh(), c
+        hidden = self.spec.hidden
+        recurrent = F.linear(state[0], self.weight_hh, self.get_parameter("bias_hh"))
+        r, z = (gates[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).sigmoid().chunk(2, -1)
+        n = torch.addcmul(gates[..., 2 * hidden :], r, recurrent[..., 2 * hidden :]).tanh()
+        return (torch.lerp(n, state[0], z),)
+
+
+CELLS: dict[type, type[Realised]] = {cells.LSTMCell: RecurrentCell, cells.GRUCell: RecurrentCell}

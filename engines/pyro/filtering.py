@@ -1,0 +1,139 @@
+"""A particle filter over the steps of a story, on Pyro: sequential Monte Carlo, per row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...guides.sequence_guide import Proposal
+from ...models.sequence import State, Step
+from ..filtering import Filtered, Filtering
+from .analytic import peel
+
+
+def filtered(
+    step: Step,
+    proposal: Proposal,
+    x: Tensor,
+    mask: Tensor,
+    *,
+    particles: int,
+    spec: Filtering,
+    noise: dict[str, Tensor],
+    observed: Tensor | None = None,
+) -> Filtered:
+    """Runs S particles through x (T, B, D); steps outside mask (T, B) change nothing.
+
+    noise: "ancestors" (T, S, B) uniform in [0, 1), and "latents" (T, S, B, Z), ε of normal latents, or nothing for the
+    generator's. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
+    """
+    steps, rows = x.shape[:2]
+    whole = observed is None or bool(observed.all())
+    inputs, reading = step.inputs(x) if whole else None, proposal.reading(x, mask)
+    h = step.start((particles, rows))
+    log_weight = evidence = score = x.new_zeros(particles, rows)
+    totals = [x.new_zeros(particles, rows) for _ in range(3)]
+    drawn, ancestors, data, resampled, pending = [], [], [], [], []
+    each = zip(
+        *(
+            [None] * steps if part is None else part.unbind(0)
+            for part in (x, mask, inputs, reading, noise.get("latents"), None if whole else observed)
+        ),
+        strict=True,
+    )
+    evidence = x.new_zeros(rows)
+    for time, (x_t, real, u, e, epsilon, seen) in enumerate(each):
+        p, q = step.prior(h), proposal.law(h) if e is None else proposal.law(h, e)
+        p, q = (_over(fn, (particles, rows)) for fn in (p, q))
+        z = _draw(q, epsilon)
+        x_t = x_t.expand(particles, *x_t.shape)
+        if seen is not None:
+            z = torch.where(seen.unsqueeze(-1), z, _draw(p, epsilon))
+        emission = step.emission(h, z)
+        if seen is not None:
+            guess = emission.sample()
+            x_t = torch.where(seen.unsqueeze(-1), x_t, guess.expand(x_t.shape))
+        counts = real if seen is None else real & seen
+        parts = [torch.where(counts, part, 0.0) for part in (emission.log_prob(x_t), p.log_prob(z), q.log_prob(z))]
+        totals = [total + part for total, part in zip(totals, parts, strict=True)]
+        log_weight = log_weight + parts[0] + parts[1] - parts[2]
+        after = step.next(h, z, step.inputs(x_t) if u is None and not whole else u)
+        h = _where(real.unsqueeze(-1), after, h)
+        drawn.append(z)
+        data.append(x_t)
+        chosen, index, share = _ancestors(log_weight, noise["ancestors"][time], spec)
+        ancestors.append(index)
+        resampled.append(chosen)
+        if time < steps - 1 and bool(chosen.any()):
+            gain = torch.logsumexp(log_weight, 0) - math.log(particles)
+            evidence = evidence + torch.where(chosen, gain, 0.0)
+            if spec.gradient == "reinforce":
+                pending.append((torch.where(chosen, share.gather(0, index).sum(0), 0.0), evidence))
+            h = _gathered(h, index)
+            totals = [total.gather(0, index) for total in totals]
+            if spec.gradient == "none":
+                h = _detached(h)
+            log_weight = torch.where(chosen, 0.0, log_weight)
+    ancestors[-1] = torch.arange(particles, device=x.device).unsqueeze(-1).expand(particles, rows)
+    resampled[-1] = torch.zeros_like(resampled[-1])
+    evidence = evidence + torch.logsumexp(log_weight, 0) - math.log(particles)
+    score = x.new_zeros(rows)
+    for log_share, before in pending:
+        term = log_share * (evidence - before).detach()
+        score = score + term - term.detach()
+    return Filtered(
+        evidence,
+        score,
+        *totals,
+        log_weight,
+        torch.stack(drawn),
+        torch.stack(ancestors),
+        torch.stack(data),
+        torch.stack(resampled),
+    )
+
+
+def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows are resampled (B,), ancestors (S, B), and log of the particles' shares (S, B)."""
+    particles, rows = log_weight.shape
+    share = log_weight.log_softmax(0)
+    own = torch.arange(particles, device=share.device).unsqueeze(-1)
+    if spec.resampling == "none" or particles == 1:
+        return torch.zeros(rows, dtype=torch.bool, device=share.device), own.expand(particles, rows), share
+    log_size = -torch.logsumexp(2 * share.detach(), 0)
+    chosen = log_size <= math.log(particles * spec.threshold) + 1e-9
+    place = (own + uniform[:1]) / particles if spec.resampling == "systematic" else uniform
+    below = share.detach().exp().cumsum(0)
+    index = torch.searchsorted((below / below[-1]).t().contiguous(), place.t().contiguous(), right=True).t()
+    index = index.clamp(max=particles - 1)
+    return chosen, torch.where(chosen, index, own), share
+
+
+def _over(fn: Any, shape: tuple[int, ...]) -> Any:
+    return fn if fn.batch_shape == shape else fn.expand(shape)
+
+
+def _draw(fn: Any, noise: Tensor | None) -> Tensor:
+    base, _ = peel(fn)
+    if noise is not None and isinstance(base, torch.distributions.Normal):
+        return base.loc + base.scale * noise
+    return fn.rsample() if fn.has_rsample else fn.sample()
+
+
+def _where(mask: Tensor, one: State, other: State) -> State:
+    if isinstance(one, tuple):
+        return tuple(torch.where(mask, *parts) for parts in zip(one, other, strict=True))
+    return torch.where(mask, one, other)
+
+
+def _gathered(h: State, index: Tensor) -> State:
+    if isinstance(h, tuple):
+        return tuple(_gathered(part, index) for part in h)
+    return h.gather(0, index.unsqueeze(-1).expand_as(h))
+
+
+def _detached(h: State) -> State:
+    return tuple(part.detach() for part in h) if isinstance(h, tuple) else h.detach()

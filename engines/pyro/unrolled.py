@@ -1,0 +1,136 @@
+"""Laws of a whole path of latents, one step after another, on Pyro."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Laplace, Normal
+
+from ...models.sequence import State, Step
+from .analytic import peel
+
+Law = Callable[..., Any]
+
+_STACKED = (Normal, Laplace)
+"""Families whose laws of all steps are put together from those of each; others are asked for once more."""
+
+
+class Path:
+    """The states of a step along a path of latents.
+
+    Args:
+        step: the story's.
+        x: the data (T, B, D).
+        known: paths drawn by programs of the same run, so that the model does not run the guide's recurrence again.
+        start: h_1; None: the step's own.
+    """
+
+    def __init__(self, step: Step, x: Tensor, known: list[Any], start: State | None = None) -> None:
+        self.step, self.x, self.known, self.first = step, x, known, start
+
+    def latents(self, law: Law, reading: Tensor | None = None) -> Unrolled:
+        """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
+        return Unrolled(self, law, reading, tuple(self.x.shape[:2]))
+
+    def states(self, z: Tensor) -> State:
+        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H)."""
+        for step, path, states in self.known:
+            if path is z and type(step) is type(self.step):
+                return states
+        steps = iter(z.unbind(-3))
+        states, _ = self.run(tuple(z.shape[:-3]), lambda h, _: (next(steps), None))
+        self.known.append((self.step, z, states))
+        return states
+
+    def run(
+        self, particles: tuple[int, ...], draw: Callable[[State, int], tuple[Tensor, Any]]
+    ) -> tuple[State, list[tuple[Tensor, Any]]]:
+        """States h_1 … h_T of the latents that `draw` gives, and what it gives."""
+        steps, rows = self.x.shape[:2]
+        inputs = self.step.inputs(self.x)
+        h = self.step.start((*particles, rows)) if self.first is None else self.first
+        states, drawn = [], []
+        for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
+            states.append(h)
+            drawn.append(draw(h, time))
+            if time < steps - 1:
+                h = self.step.next(h, drawn[-1][0], u)
+        return _stacked(states), drawn
+
+
+class Unrolled(TorchDistribution):
+    """q(z_1 … z_T) or p(z_1 … z_T): z_t ~ law(h_t), h_{t+1} = f(h_t, z_t). Batch (…, T, B), event (Z,).
+
+    A draw runs the loop; `given` is the law of every step at a path, with which all else is computed at once. noise: ε
+    (…, T, B, Z) of a draw to come, whose steps are loc + scale · ε where they are normal; None: of the generator.
+    """
+
+    arg_constraints: Mapping[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, path: Path, law: Law, reading: Tensor | None, shape: tuple[int, ...]) -> None:
+        self.path, self.law, self.reading = path, law, reading
+        self.noise: Tensor | None = None
+        self.drawn: tuple[Tensor, Any] | None = None
+        super().__init__(torch.Size(shape), torch.Size((path.step.dim,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Unrolled:
+        return Unrolled(self.path, self.law, self.reading, tuple(batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        particles = (*sample_shape, *self.batch_shape[:-2])
+        each = None if self.noise is None else self.noise.unbind(-3)
+        reading = None if self.reading is None else self.reading.unbind(0)
+
+        def draw(h: State, time: int) -> tuple[Tensor, Any]:
+            fn = self.law(h) if reading is None else self.law(h, reading[time])
+            base, _ = peel(fn)
+            if each is not None and isinstance(base, Normal):
+                return base.loc + base.scale * each[time].to(base.loc), fn
+            rows = (*particles, self.batch_shape[-1])
+            fn = fn if fn.batch_shape == rows else fn.expand(rows)
+            return (fn.rsample() if fn.has_rsample else fn.sample()), fn
+
+        states, drawn = self.path.run(particles, draw)
+        z = torch.stack([one for one, _ in drawn], -3)
+        laws = [fn for _, fn in drawn]
+        if type(peel(laws[0])[0]) in _STACKED:
+            self.drawn = z, _together(laws, self.batch_shape)
+        self.path.known.append((self.path.step, z, states))
+        return z
+
+    def given(self, z: Tensor) -> Any:
+        """The laws of z_1 … z_T at the states along z: a distribution of the same batch and event."""
+        if self.drawn is not None and self.drawn[0] is z:
+            return self.drawn[1]
+        states = self.path.states(z)
+        fn = self.law(states) if self.reading is None else self.law(states, self.reading)
+        return fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.given(value).log_prob(value)
+
+
+def given(site: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The site with the law that its distribution is at its value."""
+    if isinstance(site["fn"], Unrolled):
+        return {**site, "fn": site["fn"].given(site["value"])}
+    return site
+
+
+def _stacked(states: list[State]) -> State:
+    if isinstance(states[0], tuple):
+        return tuple(torch.stack(part, -3) for part in zip(*states, strict=True))
+    return torch.stack(states, -3)
+
+
+def _together(laws: list[Any], batch_shape: tuple[int, ...]) -> Any:
+    bases = [peel(law)[0] for law in laws]
+    loc, scale = (torch.stack([getattr(base, name) for base in bases], -3) for name in ("loc", "scale"))
+    return type(bases[0])(loc, scale, validate_args=False).to_event(1).expand(batch_shape)

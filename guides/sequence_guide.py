@@ -1,0 +1,72 @@
+"""Guides of latent sequence models: q(z_t | h_t, e_t), h_t the model's own state along the path drawn so far.
+
+    filtering    e_t = φ_x(x_t)
+    smoothing    e_t = [φ_x(x_t); b_t],   b_t a recurrent network over x_T … x_t
+    prior        q = p(z_t | h_t): nothing is amortised
+
+With `residual` the mean is the prior's plus what the network gives (Fraccaro et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ..models.batch import Batch
+from ..models.ppl import PPL
+from ..models.sequence import PLATE, SITES, Step, StepOf, across, sequence_model
+from ..models.spec import Network, Spec
+from .pair import Pair, Steps
+
+Array = Any
+
+
+class Proposal(Protocol):
+    """q(z_t | h_t, e_t) of a step."""
+
+    def reading(self, x: Array, mask: Array) -> Array | None:
+        """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop. mask (T, B) is true at real steps."""
+        ...
+
+    def law(self, h: Any, reading: Array | None) -> Any:
+        """q(z_t | h_t, e_t), event shape (Z,)."""
+        ...
+
+
+ProposalOf = Callable[[PPL, Mapping[str, Any], Step], Proposal]
+
+
+def sequence_guide(step_of: StepOf, proposal_of: ProposalOf) -> Callable[[PPL, Batch, Mapping[str, Any]], None]:
+    """The program q(z | x) of a proposal; batches hold x (B, T, D) and mask (B, T)."""
+
+    def guide(ppl: PPL, batch: Batch, nets: Mapping[str, Any]) -> None:
+        step = step_of(ppl, nets)
+        proposal = proposal_of(ppl, nets, step)
+        x, mask = batch.x.swapaxes(0, 1), batch.mask.swapaxes(0, 1)
+        reading = proposal.reading(x, mask)
+        with across(ppl, batch):
+            ppl.sample("z", ppl.unroll(step, x).latents(proposal.law, reading))
+
+    return guide
+
+
+def sequence_pair(
+    name: str,
+    step: StepOf,
+    proposal: ProposalOf,
+    networks: Callable[[Any, Any, int], Mapping[str, Network]],
+    model_spec: type[Spec],
+    guide_spec: type[Spec],
+) -> Pair:
+    """The pair of a step and a proposal: its two programs are for SVI, the step itself is filtered and generates."""
+    return Pair(
+        model=sequence_model(step),
+        guide=sequence_guide(step, proposal),
+        name=name,
+        networks=networks,
+        model_spec=model_spec,
+        guide_spec=guide_spec,
+        plate=PLATE,
+        sites=SITES,
+        steps=Steps(step, proposal),
+    )
