@@ -9,6 +9,7 @@ from .errors import BadData
 from .images import mnist
 from .permutation import Permutation
 from .sentences import Sentences
+from .sequences import SequenceBatches, Sequences
 from .spec import BPE, Data, WordPiece, Words
 from .stdlib_docs import stdlib_sentences
 from .subwords import SubwordTokeniser
@@ -29,6 +30,8 @@ __all__ = [
     "Data",
     "Permutation",
     "Sentences",
+    "SequenceBatches",
+    "Sequences",
     "SubwordTokeniser",
     "Tokeniser",
     "WordPiece",
