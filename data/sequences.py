@@ -56,10 +56,8 @@ class Sequences(Sequence):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], array: str, lengths: str, where: str) -> Sequences:
         """The flat form among some arrays."""
-        for name in (array, lengths):
-            if name not in arrays:
-                raise BadData(f"{where} has no array {name!r}: it has {', '.join(arrays) or 'none'}")
-        return cls(arrays[array], arrays[lengths], f"array {array!r} of {where}")
+        steps, counts = (needed(arrays, name, where) for name in (array, lengths))
+        return cls(steps, counts, f"array {array!r} of {where}")
 
     @property
     def width(self) -> int:
@@ -116,6 +114,13 @@ class Sequences(Sequence):
 
     def __repr__(self) -> str:
         return f"Sequences({len(self):,} sequences, {len(self.steps):,} steps of {self.width} features)"
+
+
+def needed(arrays: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
+    """One of some arrays, BadData if it is not there."""
+    if name not in arrays:
+        raise BadData(f"{where} has no array {name!r}: it has {', '.join(arrays) or 'none'}")
+    return np.asarray(arrays[name])
 
 
 def _checked_lengths(lengths: np.ndarray, steps: np.ndarray, where: str) -> np.ndarray:
