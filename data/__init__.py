@@ -7,8 +7,12 @@ from .corpora import data_folder
 from .corpus import Corpus, load, train_tokeniser
 from .errors import BadData
 from .images import mnist
+from .midi import KEYS, LOWEST, read_roll
 from .permutation import Permutation
 from .sentences import Sentences
+from .sequence_corpora import SequenceCorpus, named_sequences, sequences_from, sequences_in
+from .sequences import SequenceBatches, Sequences
+from .sound import read_wav
 from .spec import BPE, Data, WordPiece, Words
 from .stdlib_docs import stdlib_sentences
 from .subwords import SubwordTokeniser
@@ -19,6 +23,8 @@ __all__ = [
     "BOS",
     "BPE",
     "EOS",
+    "KEYS",
+    "LOWEST",
     "PAD",
     "SPECIAL",
     "UNK",
@@ -29,6 +35,9 @@ __all__ = [
     "Data",
     "Permutation",
     "Sentences",
+    "SequenceBatches",
+    "SequenceCorpus",
+    "Sequences",
     "SubwordTokeniser",
     "Tokeniser",
     "WordPiece",
@@ -40,6 +49,11 @@ __all__ = [
     "load",
     "load_arrays",
     "mnist",
+    "named_sequences",
+    "read_roll",
+    "read_wav",
+    "sequences_from",
+    "sequences_in",
     "stdlib_sentences",
     "train_tokeniser",
 ]

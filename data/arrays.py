@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from .batches import Batch, check_batch_size, epoch_of, rows_of, shuffled, steps_between, uniform
+from .bucketed import Batch, check_batch_size, epoch_of, rows_of, shuffled, steps_between, uniform
 from .errors import BadData
 from .prefetch import prefetched
 
@@ -71,16 +72,21 @@ class ArrayBatches:
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file, by name. BadData as `check_arrays`, or if it is no such file."""
+    return check_arrays(read_npz(path), str(path))
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, whatever their shapes. BadData if it is no such file, or holds objects."""
     try:
         with Path(path).open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise BadData(f"{path} is one unnamed array: an .npz file of named arrays would be right")
             with arrays:
-                return check_arrays({name: _member(arrays, name, path) for name in arrays.files}, str(path))
+                return {name: _member(arrays, name, path) for name in arrays.files}
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror or error}): an .npz file would be right") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, BadData):
             raise
         raise BadData(f"{path} is no .npz file of plain arrays: np.savez writes one") from error
