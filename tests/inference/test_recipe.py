@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -38,7 +39,8 @@ settings = st.lists(
         st.just("fit.plateau={}"),
         st.builds(lambda n: f"fit.max_steps={n}", st.integers(1, 10**9)),
         st.builds(
-            lambda text: f"data.corpus={text}", st.text(st.characters(min_codepoint=65, max_codepoint=122), min_size=5)
+            lambda text: f"data.corpus={json.dumps(text)}",  # bare, "false" would be no word
+            st.text(st.characters(min_codepoint=65, max_codepoint=122), min_size=5),
         ),
         st.sampled_from(['data.tokeniser={kind="bpe", size=300}', "data.tokeniser.kind=word_piece", "data.buckets=3"]),
     ),
