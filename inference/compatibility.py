@@ -68,6 +68,18 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
     return None
 
 
+def off_the_path(divergence: Any) -> str | None:
+    """Why a divergence does not fit the latents of a sequence, z_t given the path before it; None where it does."""
+    fields = sorted(divergence.needs - {"path", "score", "evidence"})
+    if not fields:
+        return None
+    others = [kind for kind, spec in kinds(Divergence).items() if off_the_path(_example(spec)) is None]
+    return (
+        f"the divergence {divergence.kind!r} as set compares latents of one datum, and those of a sequence hang on the "
+        f"path before them: use the divergence {' or '.join(others)}"
+    )
+
+
 PLACES = {
     "real": "in all of R^Z",
     "sphere": "on the sphere",
@@ -86,7 +98,8 @@ def kinds(annotation: Any) -> dict[str, Any]:
 def matrix() -> Iterator[dict[str, Any]]:
     """Every prior with every posterior and every divergence with every estimator: whether they fit, or why not."""
     priors, posteriors = ([_Facts(spec) for spec in kinds(role).values()] for role in (Prior, Posterior))
-    divergences = [choice for spec in kinds(Divergence).values() for choice in choices(spec)]
+    every = [choice for spec in kinds(Divergence).values() for choice in choices(spec)]
+    divergences = [choice for choice in every if choice.filtering is None]  # those are for pairs of sequences
     for prior, posterior, divergence in itertools.product(priors, posteriors, divergences):
         why = misfit(prior, posterior, divergence)
         yield {

@@ -27,6 +27,7 @@ from ..data import (
     sequences_from,
     sequences_in,
 )
+from ..guides.pair import Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
 
@@ -214,6 +215,11 @@ class SequenceData:
             batch_size = min(batch_size, len(self.splits["train"]))
         sequences = self.splits[_split(split)]
         return SequenceBatches(sequences, batch_size=batch_size, seed=seed, buckets=self.spec.buckets, shuffle=shuffle)
+
+
+def data_spec(pair: Pair) -> type[Data] | type[Arrays] | type[SequenceSpec]:
+    """The class of a pair's `[data]` table."""
+    return Data if pair.text else SequenceSpec if pair.steps else Arrays
 
 
 def _source(spec: SequenceSpec, arrays: Mapping[str, Any] | None) -> SequenceCorpus:

@@ -286,6 +286,9 @@ class _Fitting:
                 position.finished = f"the learning rate was lowered {plateau.decays} times"
 
     def _start(self) -> None:
+        if started := getattr(self.recipe.model, "started", None):
+            weights = started(self.program.weights(self.state), self.dataset.features)
+            self.state = self.program.load_weights(self.state, weights)
         self._write_tokeniser()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)
         self._save_weights()

@@ -25,9 +25,9 @@ from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
 from .aggressive import Aggressive
-from .compatibility import misfit
+from .compatibility import misfit, off_the_path
 from .consistency import Consistency
-from .datasets import Arrays, Data
+from .datasets import data_spec
 from .divergences import KL, Divergence
 from .mistakes import models_in, nearest, sentence
 from .refine import Refine
@@ -133,11 +133,15 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
         tables["engine"] = chosen.engine
     for side, spec in (("model", chosen.model_spec), ("guide", chosen.guide_spec)):
         tables[side] = _validated(spec, raw.get(side, {}), origin, side)
-    tables["data"] = _validated(Data if chosen.text else Arrays, raw.get("data", {}), origin, "data")
+    tables["data"] = _validated(data_spec(chosen), raw.get("data", {}), origin, "data")
     _refuse_transport(tables.get("divergence"), origin)
     recipe = _validated(Recipe, tables, origin)
     prior, posterior = getattr(recipe.model, "prior", None), getattr(recipe.guide, "posterior", None)
     why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
+    if why is None and chosen.steps:
+        why = off_the_path(recipe.divergence)
+    elif why is None and recipe.divergence.filtering:
+        why = f"fivo filters the steps of a sequence, and the pair {chosen.name!r} has none: use the divergence iwae"
     if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
         why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
     if why is None and recipe.fit.consistency:
@@ -227,7 +231,7 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _specs_at(path: Iterable[str], pair: Pair) -> list[type[BaseModel]]:
     """The spec classes that the table at a dotted path may be of; none where there is no such table."""
-    roots = {"model": pair.model_spec, "guide": pair.guide_spec, "data": Data if pair.text else Arrays}
+    roots = {"model": pair.model_spec, "guide": pair.guide_spec, "data": data_spec(pair)}
     specs: list[type[BaseModel]] = [Recipe]
     for part in path:
         if specs == [Recipe] and part in roots:

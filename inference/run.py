@@ -15,7 +15,7 @@ from ..engines.protocol import OptimiserSpec, Program, Settings, State
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.vae import VAEModel
-from .datasets import ArrayData, Arrays, Dataset, TextData
+from .datasets import ArrayData, Arrays, Dataset, SequenceData, SequenceSpec, TextData
 from .files import read_arrays, read_metrics, write, write_arrays
 from .recipe import Optimiser, Recipe, parse, read
 
@@ -223,6 +223,12 @@ def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, pro
     """The data of a recipe. tokeniser: a saved one, in place of training one."""
     if isinstance(recipe.data, Data):
         return TextData(recipe.data, tokeniser=tokeniser, progress=progress)
+    if isinstance(recipe.data, SequenceSpec):
+        sequences = SequenceData(recipe.data, pair.data)
+        likelihood = getattr(recipe.model, "likelihood", None)
+        for split in sequences.splits.values() if likelihood else ():
+            likelihood.refuse(split.steps)
+        return sequences
     assert isinstance(recipe.data, Arrays)
     found = ArrayData(recipe.data, pair.data)
     if isinstance(recipe.model, VAEModel):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from .cells import Cell, LSTMCell
@@ -53,6 +54,16 @@ class VRNNModel(Spec):
             "decoder": Network(self.decoder, {"inputs": features + hidden, "outputs": outputs}),
             "cell": Network(self.cell, {"inputs": features, "latent": features}),
             "likelihood": Network(self.likelihood),
+        }
+
+
+    def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
+        """Initial weights for data of this mean (D,): φ_x starts as if it read x − mean, the decoder's bias at the mean."""
+        last = f"decoder.bias_{len(self.decoder.hidden)}"
+        return {
+            **weights,
+            "inputs.bias_0": weights["inputs.bias_0"] - weights["inputs.weight_0"] @ mean,
+            last: weights[last] + self.likelihood.bias(mean),
         }
 
 

@@ -87,6 +87,7 @@ class Judging(Realised):
                 name: _describe(site["fn"])
                 for name, site in once.items()
                 if _base_name(name, site) == name
+                and len(site["fn"].batch_shape) == 1
                 and not is_shared(site, self.pair.plate)
                 and _same_moments(site["fn"], again[name]["fn"])
             }
