@@ -172,7 +172,7 @@ def _spoken_digits(path: Path, frame: int) -> SequenceCorpus:
     valid = ~test & np.isin(take, _VALID_TAKES)
     splits = {}
     for split, chosen in (("train", ~(test | valid)), ("valid", valid), ("test", test)):
-        rows = np.flatnonzero(chosen)
+        rows = np.flatnonzero(chosen).tolist()
         names = [f"recording {i}, counted from 0, of {path}" for i in rows]
         splits[split] = _framed([full_scale(recordings[i][:, 0]) for i in rows], frame, names)
     return SequenceCorpus(splits, "sound", sample_rate=8000)

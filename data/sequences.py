@@ -20,6 +20,7 @@ class Sequences(Sequence):
         steps: (S, D) the steps of all sequences, one sequence after the other; any real or integer dtype.
         lengths: (N,) int32, steps of each.
         offsets: (N + 1,) int64, sequence i is steps[offsets[i]:offsets[i + 1]].
+        by_length, histogram: as `Ragged`.
     """
 
     def __init__(self, steps: np.ndarray, lengths: np.ndarray, where: str = "the data") -> None:
@@ -32,6 +33,8 @@ class Sequences(Sequence):
         self.lengths = _checked_lengths(np.asarray(lengths), steps, where)
         self.steps = steps.reshape(len(steps), -1)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self.by_length = np.argsort(self.lengths, kind="stable")
+        self.histogram = np.bincount(self.lengths)
         self._refuse_nan(where)
 
     @classmethod
@@ -63,14 +66,6 @@ class Sequences(Sequence):
     def width(self) -> int:
         """D."""
         return self.steps.shape[1]
-
-    @cached_property
-    def by_length(self) -> np.ndarray:
-        return np.argsort(self.lengths, kind="stable")
-
-    @cached_property
-    def histogram(self) -> np.ndarray:
-        return np.bincount(self.lengths)
 
     @cached_property
     def mean(self) -> np.ndarray:

@@ -39,7 +39,7 @@ def training(train: pd.DataFrame, valid: pd.DataFrame, unit: str = "nats per dat
         _dots(kl, valid["kl"], ORANGE, "KL, validation")
     for axes, title in ((whole, "objective"), (words, "reconstruction"), (kl, "KL")):
         _window(axes, from_zero=axes is kl)
-        _plain(axes, title, "step", unit)
+        plain(axes, title, "step", unit)
     _weight(kl, train["weight"])
     for axes in (whole, words, kl):
         axes.legend(frameon=False, fontsize=8, loc="upper right")
@@ -55,7 +55,7 @@ def kl_bars(kl: Sequence[float], active: Sequence[bool], unit: str = "nats per d
     axes.bar(places, values[order], color=colours[order], width=0.8)
     shown = places if len(values) <= 64 else places[:: len(values) // 32]
     axes.set_xticks(shown, [str(dimension) for dimension in order[shown]], fontsize=8)
-    _plain(axes, f"{int(np.sum(active))} of {len(values)} dimensions active", "dimension", "KL, nats per datum")
+    plain(axes, f"{int(np.sum(active))} of {len(values)} dimensions active", "dimension", "KL, nats per datum")
     axes.xaxis.set_tick_params(length=0)
     return figure
 
@@ -84,8 +84,8 @@ def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datu
         style = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "ms": 4, "lw": 1.6, "label": name}
         whole.plot(valid["seconds"], -valid["elbo"], **style)
         kl.plot(valid["seconds"], valid["kl"], **style)
-    _plain(whole, "−ELBO, validation", "seconds of training", unit)
-    _plain(kl, "KL, validation", "seconds of training", unit)
+    plain(whole, "−ELBO, validation", "seconds of training", unit)
+    plain(kl, "KL, validation", "seconds of training", unit)
     whole.legend(frameon=False, fontsize=8)
     return figure
 
@@ -98,6 +98,18 @@ def png(figure: Figure) -> bytes:
     return target.getvalue()
 
 
+def plain(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title and names of the axes, and no more lines than needed."""
+    axes.set_title(title, fontsize=10, loc="left", color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=8)
+    if axes.get_xlabel() == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
 def _cloud(axes: Axes, z: np.ndarray, dimensions: np.ndarray) -> None:
     first = z[:, dimensions[0]]
     second = z[:, dimensions[1]] if len(dimensions) > 1 else np.zeros(len(z))
@@ -107,7 +119,7 @@ def _cloud(axes: Axes, z: np.ndarray, dimensions: np.ndarray) -> None:
     reach = 1.05 * max(3.2, float(np.abs([first, second]).max()))
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     names = [f"dimension {dimension}" for dimension in dimensions]
-    _plain(axes, "draws, and the prior's 1, 2, 3 σ", names[0], names[1] if len(names) > 1 else "")
+    plain(axes, "draws, and the prior's 1, 2, 3 σ", names[0], names[1] if len(names) > 1 else "")
 
 
 def _variances(axes: Axes, means: np.ndarray, noise: np.ndarray, order: np.ndarray) -> None:
@@ -118,7 +130,7 @@ def _variances(axes: Axes, means: np.ndarray, noise: np.ndarray, order: np.ndarr
     shown = places if len(means) <= 64 else places[:: len(means) // 32]
     axes.set_xticks(shown, [str(dimension) for dimension in order[shown]], fontsize=8)
     axes.set_ylim(0, 1.3 * max(1.0, float((means + noise).max())))
-    _plain(axes, "variance of q(z) by dimension", "dimension, by falling KL", "")
+    plain(axes, "variance of q(z) by dimension", "dimension, by falling KL", "")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
@@ -162,14 +174,3 @@ def _weight(axes: Axes, weight: Any) -> None:
     twin.spines[["top", "left"]].set_visible(False)
     twin.spines[["right", "bottom"]].set_color(GREY)
     twin.tick_params(colors=INK, labelsize=8)
-
-
-def _plain(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", color=INK)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=8)
-    if axes.get_xlabel() == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
