@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..models.batch import Batch
 from ..models.ppl import PPL
-from ..models.sequence import PLATE, SITES, Step, StepOf, across, sequence_model
+from ..models.sequence import PLATE, SITES, StepOf, across, sequence_model
 from ..models.spec import Network, Spec
 from .pair import Pair, Steps
 
@@ -28,12 +28,12 @@ class Proposal(Protocol):
         """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop. mask (T, B) is true at real steps."""
         ...
 
-    def law(self, h: Any, reading: Array | None) -> Any:
+    def law(self, h: Any, reading: Any = None) -> Any:
         """q(z_t | h_t, e_t), event shape (Z,)."""
         ...
 
 
-ProposalOf = Callable[[PPL, Mapping[str, Any], Step], Proposal]
+ProposalOf = Callable[[PPL, Mapping[str, Any], Any], Proposal]
 
 
 def sequence_guide(step_of: StepOf, proposal_of: ProposalOf) -> Callable[[PPL, Batch, Mapping[str, Any]], None]:

@@ -287,7 +287,7 @@ class _Fitting:
 
     def _start(self) -> None:
         if started := getattr(self.recipe.model, "started", None):
-            weights = started(self.program.weights(self.state), self.dataset.features)
+            weights = started(self.program.weights(self.state), getattr(self.dataset, "features", None))
             self.state = self.program.load_weights(self.state, weights)
         self._write_tokeniser()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)

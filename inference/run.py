@@ -225,9 +225,9 @@ def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, pro
         return TextData(recipe.data, tokeniser=tokeniser, progress=progress)
     if isinstance(recipe.data, SequenceSpec):
         sequences = SequenceData(recipe.data, pair.data)
-        likelihood = getattr(recipe.model, "likelihood", None)
-        for split in sequences.splits.values() if likelihood else ():
-            likelihood.refuse(split.steps)
+        if likelihood := getattr(recipe.model, "likelihood", None):
+            for split in sequences.splits.values():
+                likelihood.refuse(split.steps)
         return sequences
     assert isinstance(recipe.data, Arrays)
     found = ArrayData(recipe.data, pair.data)

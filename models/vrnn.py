@@ -56,7 +56,6 @@ class VRNNModel(Spec):
             "likelihood": Network(self.likelihood),
         }
 
-
     def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
         """Initial weights for data of this mean (D,): φ_x starts as if it read x − mean, the decoder's bias at the mean."""
         last = f"decoder.bias_{len(self.decoder.hidden)}"

@@ -39,7 +39,7 @@ def filtered(
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:
-        h, log_weight, evidence, score, totals = carry
+        h, log_weight, evidence, score, (likelihood, prior, posterior) = carry
         key, x_t, real, u, e, epsilon, uniform, seen, last = at
         of_latents, of_data, of_networks = jax.random.split(key, 3)
         with handlers.seed(rng_seed=of_networks):
@@ -53,9 +53,10 @@ def filtered(
             if seen is not None:
                 x_t = jnp.where(seen[:, None], x_t, emission.sample(of_data).astype(x_t.dtype))
             counts = real if seen is None else real & seen
-            parts = [jnp.where(counts, part, 0.0) for part in (emission.log_prob(x_t), p.log_prob(z), q.log_prob(z))]
-            totals = [total + part for total, part in zip(totals, parts, strict=True)]
-            log_weight = log_weight + parts[0] + parts[1] - parts[2]
+            scores = (emission.log_prob(x_t), p.log_prob(z), q.log_prob(z))
+            of_data, of_prior, of_proposal = (jnp.where(counts, one, 0.0) for one in scores)
+            likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
+            log_weight = log_weight + of_data + of_prior - of_proposal
             after = step.next(h, z, u if seen is None else step.inputs(x_t))
         h = _where(real[:, None], after, h)
         chosen, index, share = _ancestors(log_weight, uniform, spec, ~last)
@@ -65,7 +66,7 @@ def filtered(
         evidence = evidence + gain
         score = (score[0] + log_share, score[1] + log_share * lax.stop_gradient(evidence))
         h = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], 0), h)
-        totals = [jnp.take_along_axis(total, index, 0) for total in totals]
+        totals = tuple(jnp.take_along_axis(total, index, 0) for total in (likelihood, prior, posterior))
         if spec.gradient == "none":
             h = jax.tree.map(lambda leaf: jnp.where(chosen[:, None], lax.stop_gradient(leaf), leaf), h)
         log_weight = jnp.where(chosen, 0.0, log_weight)
@@ -82,12 +83,14 @@ def filtered(
         observed,
         jnp.arange(steps) == steps - 1,
     )
-    first = (step.start((particles, rows)), zeros, zeros[0], (zeros[0], zeros[0]), [zeros] * 3)
-    (_, log_weight, evidence, score, totals), (latents, ancestors, data, resampled) = lax.scan(body, first, each)
+    first = (step.start((particles, rows)), zeros, zeros[0], (zeros[0], zeros[0]), (zeros,) * 3)
+    (_, log_weight, evidence, score, (likelihood, prior, posterior)), (latents, ancestors, data, resampled) = lax.scan(
+        body, first, each
+    )
     evidence = evidence + jax.nn.logsumexp(log_weight, 0) - math.log(particles)
     found = score[0] * lax.stop_gradient(evidence) - score[1]
     score = found - lax.stop_gradient(found) if spec.gradient == "reinforce" else jnp.zeros_like(evidence)
-    return Filtered(evidence, score, *totals, log_weight, latents, ancestors, data, resampled)
+    return Filtered(evidence, score, likelihood, prior, posterior, log_weight, latents, ancestors, data, resampled)
 
 
 def _ancestors(log_weight: Array, uniform: Array, spec: Filtering, wanted: Array) -> tuple[Array, Array, Array]:
@@ -111,7 +114,7 @@ def _over(fn: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _draw(fn: Any, noise: Array | None, key: Array) -> Array:
-    base, _, _ = peel(fn)
+    base: Any = peel(fn)[0]
     if noise is not None and isinstance(base, Normal):
         return base.loc + base.scale * noise
     return fn.sample(key)

@@ -17,7 +17,7 @@ from .module import Realised
 class LatentMLP(Realised):
     """mlp(x (…, inputs), weights) is (…, outputs); with particles, weights are (S, 1, …) and x (S, B, inputs)."""
 
-    def __call__(self, x: Array, weights: Mapping[str, Array], *, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, weights: Mapping[str, Array]) -> Array:
         activate = activation(self.spec.activation)
         for layer in range(len(self.spec.hidden) + 1):
             if layer:
@@ -31,7 +31,7 @@ class LatentMLP(Realised):
 class WeightPrior(Realised):
     """prior() is name → Normal, the whole array its event."""
 
-    def __call__(self, *, key: Array | None = None) -> dict[str, dist.Distribution]:
+    def __call__(self) -> dict[str, dist.Distribution]:
         shapes = self.spec.network.shapes(**dict(self.sizes))
         return {
             name: dist.Normal(0.0, self.spec.scale).expand(start.shape).to_event(len(start.shape))
@@ -42,7 +42,7 @@ class WeightPrior(Realised):
 class WeightPosterior(Realised):
     """posterior() is name → Normal, the whole array its event."""
 
-    def __call__(self, *, key: Array | None = None) -> dict[str, dist.Distribution]:
+    def __call__(self) -> dict[str, dist.Distribution]:
         found = {}
         for name, start in self.spec.network.shapes(**dict(self.sizes)).items():
             loc, log_scale = (self.weights[f"{name}_{part}"] for part in ("loc", "log_scale"))

@@ -184,7 +184,7 @@ class RecurrentBackward(Realised):
         zeros = jnp.zeros((1, rows, hidden), inputs.dtype)
         constant = jnp.broadcast_to(self.weights["bias_ih"], (1, rows, projected.shape[-1]))
         if self.spec.kind == "lstm":
-            states = lstm(projected, constant, zeros, zeros, self.weights["weight_hh"], self.precision)
+            states: Any = lstm(projected, constant, zeros, zeros, self.weights["weight_hh"], self.precision)
         else:
             weights = self.weights["weight_hh"], self.weights["bias_hh"]
             states = gru(projected, constant, zeros, *weights, self.precision)

@@ -34,10 +34,11 @@ class CommonNoise(Messenger):
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
-        base, _, _ = peel(msg["fn"])
-        if isinstance(base, (Normal, Unrolled)):
+        base: Any = peel(msg["fn"])[0]
+        path = isinstance(base, Unrolled)
+        if path or isinstance(base, Normal):
             shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
-            if self.noise is not None and isinstance(base, Unrolled):
+            if self.noise is not None and path:
                 base.noise = self.noise[msg["name"]].reshape(shape)
             elif self.noise is not None:
                 parts: list[Any] = [base.loc, base.scale]

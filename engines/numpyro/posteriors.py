@@ -45,7 +45,7 @@ class Amortised(Realised):
 class DiagonalNormal(Amortised):
     """q(z | x): a Normal. log σ² is not clamped."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_variance, _ = self.parts(h, 2)
         return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
 
@@ -53,7 +53,7 @@ class DiagonalNormal(Amortised):
 class LowRankNormal(Amortised):
     """q(z | x): a LowRankMultivariateNormal."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_variance, factor = self.parts(h, 2)
         factor = factor.reshape(*loc.shape, self.spec.rank)
         return dist.LowRankMultivariateNormal(loc, factor, jnp.exp(log_variance))
@@ -62,7 +62,7 @@ class LowRankNormal(Amortised):
 class FullNormal(Amortised):
     """q(z | x): a MultivariateNormal by the Cholesky factor of its covariance."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_variance, below = self.parts(h, 2)
         rows, columns = np.tril_indices(loc.shape[-1], -1)
         factor = jnp.exp(0.5 * log_variance)[..., None] * jnp.eye(loc.shape[-1])
@@ -87,7 +87,7 @@ class BatchNormalisedNormal(Amortised):
 class DeltaNormal(Amortised):
     """q(z | x): a Normal whose KL from N(0, I) is at least the rate in every dimension."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         above, within, _ = self.parts(h, 2)
         least, largest = self.spec.variances
         variance = least + (largest - least) * jax.nn.sigmoid(within)
@@ -98,7 +98,7 @@ class DeltaNormal(Amortised):
 class FlowNormal(Amortised):
     """q(z | x): a normal through a flow."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_variance, _ = self.parts(h, 2)
         layers = layers_of(self.spec.flow, self.weights.__getitem__, loc.shape[-1], h)
         return NormalThroughFlow(loc, jnp.exp(0.5 * log_variance), self.spec.flow, layers)
@@ -115,7 +115,7 @@ class Residual(Realised):
 class Laplace(Amortised):
     """q(z | x): a Laplace."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_scale, _ = self.parts(h, 2)
         return dist.Laplace(loc, jnp.exp(log_scale)).to_event(1)
 
@@ -123,7 +123,7 @@ class Laplace(Amortised):
 class Logistic(Amortised):
     """q(z | x): a Logistic."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         loc, log_scale, _ = self.parts(h, 2)
         return dist.Logistic(loc, jnp.exp(log_scale)).to_event(1)
 
@@ -131,14 +131,14 @@ class Logistic(Amortised):
 class PointMass(Amortised):
     """q(z | x): a Delta."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         return dist.Delta(self.parts(h, 1)[0]).to_event(1)
 
 
 class UniformBox(Amortised):
     """q(z | x): a Uniform within the box."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         place, share, _ = self.parts(h, 2)
         side = self.spec.high - self.spec.low
         length = side * jax.nn.sigmoid(share)
@@ -160,28 +160,28 @@ class Spherical(Amortised):
 class VonMisesFisher(Spherical):
     """q(z | x): a VonMisesFisher."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         return VonMisesFisherLatents(*self.directions(h))
 
 
 class PowerSpherical(Spherical):
     """q(z | x): a PowerSpherical."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         return PowerSphericalLatents(*self.directions(h))
 
 
 class Bernoulli(Amortised):
     """q(z | x): a Bernoulli."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         return BernoulliLatents(self.parts(h, 1)[0]).to_event(1)
 
 
 class Categorical(Amortised):
     """q(z | x): a OneHotCategorical."""
 
-    def __call__(self, h: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, h: Array) -> dist.Distribution:
         return OneHotCategorical(self.parts(h, 1)[0])
 
 

@@ -20,21 +20,21 @@ from .spherical import HypersphericalUniform as UniformOnSphere
 class StandardNormal(Realised):
     """p(z) = N(0, I): prior() is a Normal of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         return dist.Normal(0.0, 1.0).expand([self.spec.dim]).to_event(1)
 
 
 class LearnedNormal(Realised):
     """p(z) = N(m, diag s²): prior() is a Normal of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         return dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
 
 
 class GaussianMixture(Realised):
     """p(z) = Σ_k π_k N(m_k, diag s_k²): prior() has event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         normals = dist.Normal(self.weights["loc"], jnp.exp(0.5 * self.weights["log_variance"])).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights["logits"]), normals)
 
@@ -44,7 +44,7 @@ class VampPrior(Realised):
 
     reads = ("encoder", "posterior")
 
-    def __call__(self, *, encoder: Any, posterior: Any, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, *, encoder: Any, posterior: Any) -> dist.Distribution:
         inputs = self.weights["inputs"]
         h = encoder.read(inputs) if inputs.ndim == 3 else encoder(inputs)
         chosen = dist.Categorical(logits=jnp.zeros(len(inputs), inputs.dtype))
@@ -54,7 +54,7 @@ class VampPrior(Realised):
 class ConditionalNormal(MLP):
     """p(z | c): prior(c (…, C)) is a Normal of event shape (Z,)."""
 
-    def __call__(self, x: Array, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self, x: Array) -> dist.Distribution:
         loc, log_variance = jnp.split(super().__call__(x), 2, axis=-1)
         return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
 
@@ -62,7 +62,7 @@ class ConditionalNormal(MLP):
 class FlowPrior(Realised):
     """p(z): prior() is a FlowNormal that normalises z."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         layers = layers_of(self.spec.flow, self.weights.__getitem__, self.spec.dim)
         zero = jnp.zeros(self.spec.dim)
         return FlowNormal(zero, zero + 1, self.spec.flow, layers, normalising=True)
@@ -71,21 +71,21 @@ class FlowPrior(Realised):
 class HypersphericalUniform(Realised):
     """p(z) uniform on the sphere: prior() is a HypersphericalUniform of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         return UniformOnSphere(self.spec.dim)
 
 
 class UniformBox(Realised):
     """p(z) uniform in [low, high]^Z: prior() is a Uniform of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         return dist.Uniform(self.spec.low, self.spec.high).expand([self.spec.dim]).to_event(1)
 
 
 class IndependentBernoulli(Realised):
     """p(z) = Π Bernoulli(probability): prior() is a Bernoulli of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         logit = math.log(self.spec.probability) - math.log1p(-self.spec.probability)
         return Bernoulli(jnp.full(self.spec.dim, logit)).to_event(1)
 
@@ -93,7 +93,7 @@ class IndependentBernoulli(Realised):
 class Categorical(Realised):
     """p(z) over unit vectors: prior() is a OneHotCategorical of event shape (Z,)."""
 
-    def __call__(self, *, key: Array | None = None) -> dist.Distribution:
+    def __call__(self) -> dist.Distribution:
         return OneHotCategorical(self.weights["logits"] if self.spec.learned else jnp.zeros(self.spec.dim))
 
 

@@ -76,7 +76,7 @@ class Unrolled(Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
+    support: Any = constraints.real_vector
 
     def __init__(self, path: Path, law: Law, reading: Array | None, shape: tuple[int, ...], masked: Any = None) -> None:
         self.path, self.law, self.reading, self.masked = path, law, reading, masked
@@ -125,7 +125,8 @@ class Unrolled(Distribution):
         if self.drawn is not None and self.drawn[0] is z:
             return self.drawn[1]
         states = self.path.states(z)
-        fn = self.law(states) if self.reading is None else self.law(states, self.reading)
+        with handlers.seed(rng_seed=jax.random.key(0)):  # of networks that draw: a law is asked for outside the program
+            fn = self.law(states) if self.reading is None else self.law(states, self.reading)
         return self._masked(fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1]))
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:

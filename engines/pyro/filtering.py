@@ -34,8 +34,8 @@ def filtered(
     whole = observed is None or bool(observed.all())
     inputs, reading = step.inputs(x) if whole else None, proposal.reading(x, mask)
     h = step.start((particles, rows))
-    log_weight = evidence = score = x.new_zeros(particles, rows)
-    totals = [x.new_zeros(particles, rows) for _ in range(3)]
+    log_weight = x.new_zeros(particles, rows)
+    likelihood, prior, posterior = [log_weight] * 3
     drawn, ancestors, data, resampled, pending = [], [], [], [], []
     each = zip(
         *(
@@ -57,9 +57,10 @@ def filtered(
             guess = emission.sample()
             x_t = torch.where(seen.unsqueeze(-1), x_t, guess.expand(x_t.shape))
         counts = real if seen is None else real & seen
-        parts = [torch.where(counts, part, 0.0) for part in (emission.log_prob(x_t), p.log_prob(z), q.log_prob(z))]
-        totals = [total + part for total, part in zip(totals, parts, strict=True)]
-        log_weight = log_weight + parts[0] + parts[1] - parts[2]
+        scores = (emission.log_prob(x_t), p.log_prob(z), q.log_prob(z))
+        of_data, of_prior, of_proposal = (torch.where(counts, score, 0.0) for score in scores)
+        likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
+        log_weight = log_weight + of_data + of_prior - of_proposal
         after = step.next(h, z, step.inputs(x_t) if u is None and not whole else u)
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
@@ -73,7 +74,7 @@ def filtered(
             if spec.gradient == "reinforce":
                 pending.append((torch.where(chosen, share.gather(0, index).sum(0), 0.0), evidence))
             h = _gathered(h, index)
-            totals = [total.gather(0, index) for total in totals]
+            likelihood, prior, posterior = (total.gather(0, index) for total in (likelihood, prior, posterior))
             if spec.gradient == "none":
                 h = _detached(h)
             log_weight = torch.where(chosen, 0.0, log_weight)
@@ -87,7 +88,9 @@ def filtered(
     return Filtered(
         evidence,
         score,
-        *totals,
+        likelihood,
+        prior,
+        posterior,
         log_weight,
         torch.stack(drawn),
         torch.stack(ancestors),

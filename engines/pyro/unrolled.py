@@ -71,7 +71,7 @@ class Unrolled(TorchDistribution):
     """
 
     arg_constraints: Mapping[str, Any] = {}
-    support = constraints.real_vector
+    support: Any = constraints.real_vector
     has_rsample = True
 
     def __init__(self, path: Path, law: Law, reading: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -50,4 +50,5 @@ class FIVO(Objectives):
         return Filtering(self.resampling, self.threshold, self.gradient)
 
     def loss(self, terms: Terms, weight: Any) -> Any:
+        assert terms.evidence is not None
         return -terms.evidence
