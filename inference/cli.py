@@ -83,7 +83,10 @@ def fit(
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
-    particles: Annotated[int, typer.Option("--particles", min=1, help="Of the importance-weighted bound.")] = 500,
+    particles: Annotated[
+        int | None,
+        typer.Option("--particles", min=1, help="Of the bounds; default 500, and 128 for sequences."),
+    ] = None,
     max_sentences: Annotated[int | None, typer.Option("--max-sentences", min=1, help="Only the first so many.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option("--precision", help="Of the vocabulary products.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.filtering import Filtering
 from ..engines.protocol import Program, State
 from ..engines.seeds import derive
 from ..engines.terms import Terms
@@ -19,6 +20,7 @@ from ..models.errors import BadInput
 from .accounting import Account, Progress, account, each, first, real
 from .evaluation import Evaluation, SiteEvaluation
 from .metrics import active_dimensions, importance_bound, mutual_information, perplexity
+from .sequence_evaluation import SequenceEvaluation, evaluate_sequences
 
 ELBO_DRAWS = 10
 """Draws per datum for the reconstruction term: little beside the particles, and it divides that term's noise
@@ -29,21 +31,28 @@ def evaluate(
     run: Any,
     *,
     split: str = "test",
-    particles: int = 500,
+    particles: int | None = None,
     engine: str | None = None,
     seed: int = 0,
     max_sentences: int | None = None,
     rows: int = 2048,
     precision: str = "float32",
+    filtering: Filtering | None = None,
+    repeats: int = 3,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation | SequenceEvaluation:
     """A run on one of its splits, on its own engine or on another.
+
+    particles: 500 unless said, and 128 of a pair of sequences, whose particles are also filtered, `repeats` times, as
+    `filtering` says.
 
     max_sentences: only the first so many of the split.
     rows: the model runs on at most this many particle rows at once.
     precision: "bfloat16" rounds the operands of the vocabulary products: faster where the processor has the units, with
     a bias of hundredths of a nat (`make bench` measures it).
     """
+    if particles is None:
+        particles = 128 if run.pair.steps else 500
     if particles < 1 or rows < 1:
         raise BadInput(f"particles = {particles} and rows = {rows}: both are at least 1")
     if engine is not None:
@@ -54,6 +63,19 @@ def evaluate(
     if max_sentences is not None:
         batches = first(batches, max_sentences)
     text = run.pair.text
+    about = {"pair": run.pair.name, "engine": engine or run.recipe.engine, "split": split, "seed": seed}
+    if run.pair.steps:
+        return evaluate_sequences(
+            run,
+            batches,
+            particles=particles,
+            seed=seed,
+            rows=rows,
+            filtering=filtering or Filtering(),
+            repeats=repeats,
+            about=about,
+            progress=progress,
+        )
     return evaluate_program(
         run.program,
         run.state,
@@ -63,7 +85,7 @@ def evaluate(
         seed=seed,
         text=text,
         unit=run.tokeniser.unit if text else None,
-        about={"pair": run.pair.name, "engine": engine or run.recipe.engine, "split": split, "seed": seed},
+        about=about,
         progress=progress,
     )
 

@@ -112,6 +112,13 @@ class Run:
         other.precision = precision
         return other
 
+    def judged_by(self, divergence: Any) -> Run:
+        """The same run, realised for another divergence."""
+        recipe = self.recipe.model_copy(update={"divergence": divergence})
+        other = Run(self.folder, recipe, self.pair, device=self.device, dataset=self.__dict__.get("dataset"))
+        other.precision = self.precision
+        return other
+
     def batches(self, split: str) -> Any:
         return self.dataset.batches(split, batch_size=EVALUATION_ROWS)
 

@@ -53,10 +53,8 @@ class Judging(Realised):
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         arrays = self.arrays(batch)
-        if self.settings.objective.filtering is not None:
-            noise = self._filter_noise(arrays, particles, seed)
-        else:
-            noise = self._noise(state.parameters, arrays, seed, particles) if drawn or self.values is None else None
+        filtering = self.settings.objective.filtering
+        noise = self._noise(state.parameters, arrays, seed, particles) if drawn or self.values is None else None
         found = self._evaluate(state.parameters, arrays, _key(seed), noise, particles)
         rows = len(batch["weight"])
         likelihood, prior, posterior = (
@@ -67,10 +65,16 @@ class Judging(Realised):
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
             for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
-        evidence = None if found.evidence is None else to_numpy(found.evidence)
+        evidence = filtering and self.filter(state, batch, seed=seed, particles=particles, filtering=filtering)
         share = None if found.share is None else to_numpy(found.share)
         return Terms(
-            likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, evidence=evidence, **others
+            likelihood,
+            prior,
+            posterior,
+            weight=to_numpy(found.weight),
+            share=share,
+            evidence=evidence and evidence.log_evidence,
+            **others,
         )
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
@@ -168,10 +172,9 @@ class Judging(Realised):
         noise: the common one of the draws, when judging. exchange: of the posteriors. programs: in place of the pair's
         own two.
         """
-        if self.settings.objective.filtering is not None:
-            found = self._filtered(
-                parameters, arrays, key, noise, None, particles, self.settings.objective.filtering, training
-            )
+        filtering = self.settings.objective.filtering
+        if filtering is not None and training:
+            found = self._filtered(parameters, arrays, key, None, None, particles, filtering, training)
             return of_filter(found, arrays["weight"])
         programs = programs or self.programs(parameters, training=training, exchange=exchange)
         found = self._two_traces(programs, arrays, key, particles, training, noise)

@@ -36,11 +36,12 @@ class Judging(Realised):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone."""
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
+        filtering = self.settings.objective.filtering
         with self._evaluation(seed):
             arrays = self.arrays(batch)
             found = (
                 self._drawn_terms(self.programs(), arrays, particles, seed)
-                if drawn
+                if drawn or filtering
                 else self.terms_of(arrays, particles, seed)
             )
         rows = len(batch["weight"])
@@ -52,10 +53,16 @@ class Judging(Realised):
             field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
             for field in ("kl", *self.settings.objective.needs & set(TABLES))
         }
-        evidence = None if found.evidence is None else to_numpy(found.evidence)
+        evidence = filtering and self.filter(state, batch, seed=seed, particles=particles, filtering=filtering)
         share = None if found.share is None else to_numpy(found.share)
         return Terms(
-            likelihood, prior, posterior, weight=to_numpy(found.weight), share=share, evidence=evidence, **others
+            likelihood,
+            prior,
+            posterior,
+            weight=to_numpy(found.weight),
+            share=share,
+            evidence=evidence and evidence.log_evidence,
+            **others,
         )
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
