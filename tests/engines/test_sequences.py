@@ -57,7 +57,7 @@ def realised(both, engine, case, batch, **settings):
     return found, found.init(batch)
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join(map(str, ())) or str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_both_engines_agree(both, case):
     batch = music()
     pairs = [realised(both, engine, case, batch) for engine in both.engines]
