@@ -87,6 +87,9 @@ class Fit(Spec):
     aggressive: Aggressive | None = None
     refine: Refine | None = None
     consistency: Consistency | None = None
+    truncate: PositiveInt | None = Field(
+        default=None, description="steps through which gradients pass, in windows that carry the state on; None: all"
+    )
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="bfloat16: operands of the large products only"

@@ -22,6 +22,7 @@ from ..protocol import Batch, Settings
 from ..seeds import derive
 from ..sites import is_shared
 from ..suited import refuse_unsuited
+from ..windows import Carry
 from . import networks, objective
 from .enumeration import support
 from .posteriors import Amortised
@@ -51,6 +52,7 @@ class Realised:
         self.shared: tuple[str, ...] = ()
         self.outermost = -2
         self.values: Array | None = None
+        self.carry: Carry | None = None
 
     def programs(
         self, parameters: Parameters, *, training: bool, exchange: Exchange | None = None
@@ -67,6 +69,7 @@ class Realised:
                     if isinstance(module, Amortised)
                 }
             self.ppl = ppl = PPL(modules, register=False, training=training, dtype=self.dtype)
+            ppl.carry = self.carry
             return (
                 lambda arrays: model(ppl, StoryBatch(arrays, size), modules),
                 lambda arrays: guide(ppl, StoryBatch(arrays, size), modules),

@@ -51,11 +51,12 @@ class Program(Losses):
         others = (value for name, value in state.parameters.items() if self.side[name] not in control.sides)
         with _still(others), self.running(noise):
             for batch in batches:
-                terms, found = self.loss_of(self.arrays(batch), control.weight)
-                loss = self._backward(state, terms, found, len(batches))
-                with torch.no_grad():
-                    for key, value in terms.sums(loss).items():
-                        info[key] = info[key] + value if key in info else value
+                for number, (terms, found) in enumerate(self.losses_of(self.arrays(batch), control.weight)):
+                    loss = self._backward(state, terms, found, len(batches))
+                    with torch.no_grad():
+                        for key, value in terms.sums(loss).items():
+                            if number == 0 or key != "rows":  # those of a later window are counted
+                                info[key] = info[key] + value if key in info else value
         info |= self._update(state, control, len(batches))
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 

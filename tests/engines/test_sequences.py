@@ -146,3 +146,68 @@ def test_the_two_averages_differ_on_ragged_data(both, engine):
     assert found.total_step == pytest.approx(bounds.sum() / 9)
     assert found.per_sequence == pytest.approx(np.mean(bounds / [5, 3, 1]))
     assert abs(found.total_step - found.per_sequence) > 1e-3
+
+
+class Windows:
+    """The pair `linear_gaussian` of 3 rows and 11 steps at random parameters, its latents fixed."""
+
+    PAIR = PAIRS["linear_gaussian"]
+    LATENTS = np.random.default_rng(5).normal(size=(1, 11, 3, 2))
+
+    def __init__(self, both, engine, truncate, latents=None):
+        model = self.PAIR.model_spec.model_validate({"dynamics": {"decay": 0.7}})
+        networks = self.PAIR.realisable(model, self.PAIR.guide_spec(proposal="filtering"), 2)
+        self.batch = {
+            "x": np.random.default_rng(6).normal(size=(3, 11, 2)),
+            "mask": np.arange(11) < np.array([[11], [7], [4]]),
+            "weight": np.array([1, 1, 0], np.float32),
+            "index": np.arange(3, dtype=np.int32),
+        }
+        self.both = both
+        self.fit = both.program(engine, self.PAIR, networks, data_size=3, truncate=truncate)
+        self.state = self.fit.init(self.batch)
+
+    def run(self):
+        return self.both.gradients(self.fit, self.state, self.batch)
+
+
+@pytest.mark.parametrize("engine", ["pyro", "numpyro"])
+def test_a_window_of_the_whole_sequence_is_no_window(both, engine):
+    (gradients, info), (others, other) = (Windows(both, engine, size).run() for size in (None, 11))
+    assert info["rows"] == other["rows"] == 2
+    if engine == "numpyro":  # whose keys differ from window to window
+        return
+    for key, value in info.items():
+        assert value == pytest.approx(other[key], rel=1e-12)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, others[name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["pyro", "numpyro"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_windows_carry_the_state_and_cut_the_gradient(both, engine, size):
+    """With a narrow posterior the path is the posterior's mean, and so is what one window leaves to the next."""
+    found = []
+    for truncate in (None, size):
+        one = Windows(both, engine, truncate)
+        weights = one.fit.weights(one.state)
+        one.state = one.fit.load_weights(one.state, weights | {"gains.log_variance": np.full(2, -40.0)})
+        found.append(one.run())
+    (gradients, info), (others, other) = found
+    assert info["rows"] == other["rows"] == 2
+    for key in ("objective", "log_likelihood/x", "kl/z"):
+        assert other[key] == pytest.approx(info[key], rel=1e-6)
+    np.testing.assert_allclose(others["dynamics.log_noise_variance"], gradients["dynamics.log_noise_variance"], rtol=1e-6)
+    assert abs(others["gains.by_state"] - gradients["gains.by_state"]).max() > 1e-3
+
+
+def test_windows_ask_for_a_sum_over_steps(both):
+    from guidebook.inference.divergences import IWAE
+    from guidebook.models.errors import BadInput
+
+    model, guide = tables(*CASES[0])
+    fit = both.program(
+        "pyro", PAIR, PAIR.realisable(model, guide, D), data_size=B, divergence=IWAE(particles=2), truncate=2
+    )
+    with pytest.raises(BadInput, match="no sum over steps"):
+        fit.init(music())
