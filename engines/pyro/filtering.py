@@ -76,7 +76,7 @@ def filtered(
             h = _gathered(h, index)
             likelihood, prior, posterior = (total.gather(0, index) for total in (likelihood, prior, posterior))
             if spec.gradient == "none":
-                h = detached(h)
+                h = _detached(h)
             log_weight = torch.where(chosen, 0.0, log_weight)
     ancestors[-1] = torch.arange(particles, device=x.device).unsqueeze(-1).expand(particles, rows)
     resampled[-1] = torch.zeros_like(resampled[-1])
@@ -138,6 +138,6 @@ def _gathered(h: State, index: Tensor) -> State:
     return h.gather(0, index.unsqueeze(-1).expand_as(h))
 
 
-def detached(h: State) -> State:
+def _detached(h: State) -> State:
     """The state as a given one."""
     return tuple(part.detach() for part in h) if isinstance(h, tuple) else h.detach()

@@ -15,7 +15,7 @@ from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..seeds import derive
 from ..terms import Sides, Terms
 from ..windows import Carry, refuse_windows, windows
-from .filtering import detached
+from .filtering import _detached
 from .judging import Judging
 from .module import _still
 from .posteriors import Amortised
@@ -34,7 +34,7 @@ class Losses(Judging):
             yield self.loss_of(part, weight)
             self.ppl.paths.clear()
             if carry is not None:
-                carry.start = detached(carry.last)
+                carry.start = _detached(carry.last)
         self.ppl.carry = None
 
     def loss_of(self, arrays: dict[str, Tensor], weight: Any) -> tuple[Terms, Any]:

@@ -197,7 +197,9 @@ def test_windows_carry_the_state_and_cut_the_gradient(both, engine, size):
     assert info["rows"] == other["rows"] == 2
     for key in ("objective", "log_likelihood/x", "kl/z"):
         assert other[key] == pytest.approx(info[key], rel=1e-6)
-    np.testing.assert_allclose(others["dynamics.log_noise_variance"], gradients["dynamics.log_noise_variance"], rtol=1e-6)
+    np.testing.assert_allclose(
+        others["dynamics.log_noise_variance"], gradients["dynamics.log_noise_variance"], rtol=1e-6
+    )
     assert abs(others["gains.by_state"] - gradients["gains.by_state"]).max() > 1e-3
 
 
