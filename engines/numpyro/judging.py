@@ -143,9 +143,12 @@ class Judging(Realised):
         noise: the common one of the draws, when judging. exchange: of the posteriors. programs: in place of the pair's
         own two.
         """
-        programs = programs or self.programs(parameters, training=training, exchange=exchange)
-        found = self._two_traces(programs, arrays, key, particles, training, noise)
-        if "dream" not in self.settings.objective.needs:
+        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
+        needs, still = self.settings.objective.needs, model
+        if "joint_score" in needs:
+            still, _ = self.programs(stop_gradient(parameters), training=training)
+        found = self._two_traces((model, guide, still), arrays, key, particles, training, noise)
+        if "dream" not in needs:
             return found
         model, _ = self.programs(stop_gradient(parameters), training=training)
         _, guide = self.programs(parameters, training=training)
@@ -154,18 +157,19 @@ class Judging(Realised):
 
     def _two_traces(
         self,
-        programs: tuple[Function, Function],
+        programs: tuple[Function, Function, Function],
         arrays: Any,
         key: Array,
         particles: int,
         training: bool,
         noise: dict[str, Array] | None,
     ) -> Terms:
-        model, guide = programs
+        """programs: model, guide, and the model with its parameters fixed."""
+        model, guide, still = programs
         values = self.values if noise is None else None
         particles = particles if values is None else len(values)
         if particles > 1 and self.broadcasts:
-            model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
+            model, guide, still = (objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
@@ -177,6 +181,10 @@ class Judging(Realised):
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
+            if "joint_score" in needs:
+                fixed = handlers.seed(still, jax.random.split(key)[0])  # the noise of objective.traces
+                score = objective.joint_score(fixed, both[0], arrays, plate=plate, data_size=size)
+                terms = terms._replace(joint_score=score)
             return terms, {name: both[0][name]["value"] for name in self.momentum if training}
 
         if values is not None and self.broadcasts:

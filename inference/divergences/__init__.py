@@ -9,6 +9,7 @@ from .base import Objectives
 from .f_divergence import FDivergence
 from .importance import CUBO, IWAE, TVO, Renyi
 from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
+from .svgd import SVGD
 from .wake_sleep import ReweightedWakeSleep
 
 
@@ -26,6 +27,7 @@ Divergence = Annotated[
     | ReweightedWakeSleep
     | InfoVAE
     | Stein
+    | SVGD
     | TargetRate
     | MinimumRate
     | GeometricJensenShannon
@@ -38,6 +40,7 @@ __all__ = [
     "CUBO",
     "IWAE",
     "KL",
+    "SVGD",
     "TVO",
     "Divergence",
     "FDivergence",
