@@ -38,7 +38,7 @@ class Judging(Realised):
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
         self.moments: dict[str, Array] = {}
-        """What the running moments are of the batch traced last."""
+        """What the running moments are of the batch, by the first pass since this was emptied."""
         self._families: dict[str, str] = {}
         self._layouts: dict[str, dict[str, Any]] = {}
         self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
@@ -185,18 +185,22 @@ class Judging(Realised):
                 fixed = handlers.seed(still, jax.random.split(key)[0])  # the noise of objective.traces
                 score = objective.joint_score(fixed, both[0], arrays, plate=plate, data_size=size)
                 terms = terms._replace(joint_score=score)
-            return terms, {name: both[0][name]["value"] for name in self.momentum if training}
+            return terms, self._reported(both[0]) if training else {}
 
         if values is not None and self.broadcasts:
             return weighed(found(key, None, values)[0])
         if values is not None:  # one key: the same q(z | x) for every value
             return weighed(objective._stacked(jax.vmap(partial(found, key, None))(values)[0]))
         if particles == 1 or self.broadcasts:
-            terms, self.moments = found(key, noise)
+            terms, moments = found(key, noise)
+            self.moments = self.moments or moments
             return terms
         terms, moments = jax.vmap(found)(jax.random.split(key, particles), noise)
-        self.moments = {name: moment.mean(0) for name, moment in moments.items()}
+        self.moments = self.moments or {name: moment.mean(0) for name, moment in moments.items()}
         return objective._stacked(terms)
+
+    def _reported(self, guide_trace: Any) -> dict[str, Array]:
+        return {name: guide_trace[name]["value"] for name in self.momentum}
 
     def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
         """ε of every normal latent, (S, …)."""

@@ -155,6 +155,16 @@ class Realised:
         for network in self.networks.values():
             network.train(mode)
 
+    def _reported(self) -> dict[str, Tensor]:
+        """Running moment → what it is of the first pass since this was asked last."""
+        found: dict[str, Tensor] = {}
+        for name in self.momentum:
+            network, _, weight = name.partition(".")
+            moments = self.networks[network].moments
+            if weight in moments:
+                found[name] = moments.pop(weight)
+        return found
+
     def _used(self) -> set[str]:
         used, self.ppl.used = self.ppl.used, set()
         return used
