@@ -160,7 +160,7 @@ class Realised:
         found: dict[str, Tensor] = {}
         for name in self.momentum:
             network, _, weight = name.partition(".")
-            moments = self.networks[network].moments
+            moments: Any = self.networks[network].moments
             if weight in moments:
                 found[name] = moments.pop(weight)
         return found
