@@ -38,7 +38,7 @@ class Terms(NamedTuple):
         path: latent site → log q(z) with the parameters of q held fixed: its gradient is the path's, through z alone.
         score: latent site → log q(z) with z held fixed: its gradient is the score function.
         score_norm: latent site → ‖∂ log q(z) / ∂η‖², η the logits of a Bernoulli or a categorical, loc and log scale of a
-            normal; other families are missing.
+            normal, a Laplace or a logistic; other families are missing.
         latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
         joint_score: latent site → ∇_z log p(x | z) and ∇_z log p(z) at the draws, without gradients of their own,
             stacked (2, …, B, D). For several latents, of all observed and of all latent sites.
