@@ -108,6 +108,7 @@ class Program(Losses):
         def gradient(side: int) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
             def loss(moving: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
                 nonlocal sided
+                self.moments = {}
                 terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
                 sided = isinstance(found, Sides)
                 every = found if isinstance(found, Sides) else Sides(found, found, found)

@@ -40,7 +40,7 @@ class Judging(Particles):
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
         self.moments: dict[str, Array] = {}
-        """What the running moments are of the batch traced last."""
+        """What the running moments are of the batch, by the first pass since this was emptied."""
         self._families: dict[str, str] = {}
         self._layouts: dict[str, dict[str, Any]] = {}
         self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
@@ -159,9 +159,12 @@ class Judging(Particles):
         if filtering is not None and training:
             found = self._filtered(parameters, arrays, key, None, None, particles, filtering, training)
             return of_filter(found, arrays["weight"])
-        programs = programs or self.programs(parameters, training=training, exchange=exchange)
-        found = self._two_traces(programs, arrays, key, particles, training, noise)
-        if "dream" not in self.settings.objective.needs:
+        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
+        needs, still = self.settings.objective.needs, model
+        if "joint_score" in needs:
+            still, _ = self.programs(stop_gradient(parameters), training=training)
+        found = self._two_traces((model, guide, still), arrays, key, particles, training, noise)
+        if "dream" not in needs:
             return found
         model, _ = self.programs(stop_gradient(parameters), training=training)
         _, guide = self.programs(parameters, training=training)
@@ -170,18 +173,19 @@ class Judging(Particles):
 
     def _two_traces(
         self,
-        programs: tuple[Function, Function],
+        programs: tuple[Function, Function, Function],
         arrays: Any,
         key: Array,
         particles: int,
         training: bool,
         noise: dict[str, Array] | None,
     ) -> Terms:
-        model, guide = programs
+        """programs: model, guide, and the model with its parameters fixed."""
+        model, guide, still = programs
         values = self.values if noise is None else None
         particles = particles if values is None else len(values)
         if particles > 1 and self.broadcasts:
-            model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
+            model, guide, still = (objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
@@ -193,18 +197,26 @@ class Judging(Particles):
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
-            return terms, {name: both[0][name]["value"] for name in self.momentum if training}
+            if "joint_score" in needs:
+                fixed = handlers.seed(still, jax.random.split(key)[0])  # the noise of objective.traces
+                score = objective.joint_score(fixed, both[0], arrays, plate=plate, data_size=size)
+                terms = terms._replace(joint_score=score)
+            return terms, self._reported(both[0]) if training else {}
 
         if values is not None and self.broadcasts:
             return weighed(found(key, None, values)[0])
         if values is not None:  # one key: the same q(z | x) for every value
             return weighed(objective._stacked(jax.vmap(partial(found, key, None))(values)[0]))
         if particles == 1 or self.broadcasts:
-            terms, self.moments = found(key, noise)
+            terms, moments = found(key, noise)
+            self.moments = self.moments or moments
             return terms
         terms, moments = jax.vmap(found)(jax.random.split(key, particles), noise)
-        self.moments = {name: moment.mean(0) for name, moment in moments.items()}
+        self.moments = self.moments or {name: moment.mean(0) for name, moment in moments.items()}
         return objective._stacked(terms)
+
+    def _reported(self, guide_trace: Any) -> dict[str, Array]:
+        return {name: guide_trace[name]["value"] for name in self.momentum}
 
     def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
         """ε of every normal latent, (S, …)."""

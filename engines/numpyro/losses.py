@@ -92,5 +92,6 @@ class Losses(Judging):
             return amortised
 
         _, guide = self.programs(parameters, training=True, exchange=noted)
-        handlers.seed(guide, key)(arrays)
+        trace = handlers.trace(handlers.seed(guide, key)).get_trace(arrays)
+        self.moments = self.moments or self._reported(trace)
         return found

@@ -99,7 +99,9 @@ class Realised:
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
         latents = objective.sites(guide_trace)
-        refuse_unsuited(latents, self.settings.objective, self.pair.plate)
+        refuse_unsuited(
+            latents, objective.sites(model_trace), self.settings.objective, self.pair.plate, constraints.real
+        )
         self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
         self.outermost = objective.outermost(guide_trace, model_trace)
         if "enumeration" in self.settings.objective.needs:

@@ -50,8 +50,12 @@ class Program(Losses):
         noise = derive(self.settings.seed, noise_of(control.sides), control.step)
         others = (value for name, value in state.parameters.items() if self.side[name] not in control.sides)
         with _still(others), self.running(noise):
+            self._reported()
             for batch in batches:
                 for number, (terms, found) in enumerate(self.losses_of(self.arrays(batch), control.weight)):
+                    for name, moment in self._reported().items() if number == 0 else ():
+                        weight = state.parameters[name]
+                        weight.grad = weight - moment if weight.grad is None else weight.grad + weight - moment
                     loss = self._backward(state, terms, found, len(batches))
                     with torch.no_grad():
                         for key, value in terms.sums(loss).items():
@@ -82,10 +86,9 @@ class Program(Losses):
                 if side in control.sides:
                     optimiser.param_groups[0]["lr"] = control.learning_rate[side]
                     optimiser.step()
-            reports = batches * (1 if self.broadcasts else self.settings.objective.particles)
             for name in self.momentum.keys() & moving.keys():
                 moment = moving[name]
-                moment.data -= self.momentum[name] / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
+                moment.data -= self.momentum[name] / batches * moment.grad  # pyright: ignore[reportOperatorIssue]
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
 
     def weights(self, state: State) -> dict[str, np.ndarray]:

@@ -196,9 +196,12 @@ class Judging(Particles):
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
             return objective._stacked([self._drawn_terms(programs, arrays, 1, one) for one in seeds])
         model, guide = self._in_particles(programs, particles) if particles > 1 else programs
-        return self._terms(
-            *objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays), arrays
-        )
+        guide_trace, model_trace = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
+        found = self._terms(guide_trace, model_trace, arrays)
+        if "joint_score" not in self.settings.objective.needs:
+            return found
+        settings = {"plate": self.pair.plate, "data_size": self.settings.data_size}
+        return found._replace(joint_score=objective.joint_score(model, guide_trace, arrays, **settings))
 
     def _terms(self, guide_trace: Any, model_trace: Any, arrays: dict[str, Tensor]) -> Terms:
         settings = self.settings
