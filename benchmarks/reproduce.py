@@ -53,7 +53,7 @@ PUBLISHED |= {
     for d, values in SPHERES.items()
 }
 
-VARIANTS["jsb_vrnn_elbo"] = ("jsb_vrnn", ["divergence.kind=kl"])
+VARIANTS["jsb_vrnn_elbo"] = ("jsb_vrnn", ["divergence.kind=kl", "fit.optimiser.learning_rate=3e-3"])
 
 PUBLISHED |= {
     name: [
