@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidebook.data import ArrayBatches, BadData, load_arrays
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.booleans(), st.integers(0, 3))
-@settings(deadline=None)
 def test_an_epoch_has_every_row_once(count, batch_size, shuffle, epoch):
     batch_size = min(batch_size, count)
     arrays = {"x": np.arange(count * 3).reshape(count, 3), "y": -np.arange(count)}

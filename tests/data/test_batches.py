@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidebook.data import BOS, EOS, PAD, UNK, BadData, Batches, Sentences, WordTokeniser
@@ -25,7 +25,6 @@ def batches(draw, **fixed):
 
 
 @given(batches(), st.integers(0, 3))
-@settings(deadline=None)
 def test_an_epoch_has_every_sentence_once(made, epoch):
     rows, source = made
     steps = range(epoch * source.steps_per_epoch, (epoch + 1) * source.steps_per_epoch)
@@ -38,7 +37,6 @@ def test_an_epoch_has_every_sentence_once(made, epoch):
 
 
 @given(batches(), st.integers(0, 200))
-@settings(deadline=None)
 def test_rows_are_bos_words_eos_pad(made, step):
     rows, source = made
     batch = source.batch(step)
@@ -56,7 +54,6 @@ def test_rows_are_bos_words_eos_pad(made, step):
 
 
 @given(batches(), st.lists(st.integers(0, 100), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_a_batch_depends_on_seed_and_step_alone(made, steps):
     rows, source = made
     options = {name: getattr(source, name) for name in ("batch_size", "seed", "shuffle", "word_keep")}
@@ -67,7 +64,6 @@ def test_a_batch_depends_on_seed_and_step_alone(made, steps):
 
 
 @given(batches(word_keep=0.0), st.integers(0, 50))
-@settings(deadline=None)
 def test_keeping_no_word_makes_every_word_unknown(made, step):
     batch = made[1].batch(step)
     given_ = batch["tokens"][:, :-1]
@@ -76,7 +72,6 @@ def test_keeping_no_word_makes_every_word_unknown(made, step):
 
 
 @given(batches(word_keep=1.0), st.integers(0, 50))
-@settings(deadline=None)
 def test_keeping_every_word_changes_nothing(made, step):
     batch = made[1].batch(step)
     assert np.array_equal(batch["inputs"], batch["tokens"][:, :-1])

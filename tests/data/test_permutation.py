@@ -9,14 +9,14 @@ KEYS = st.lists(st.integers(-(2**70), 2**70), min_size=1, max_size=4)
 
 
 @given(st.integers(1, 3000), KEYS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_a_bijection(size, key):
     image = Permutation(size, key)(np.arange(size))
     assert np.array_equal(np.sort(image), np.arange(size))
 
 
 @given(st.integers(1, 2**62), KEYS, st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_index_and_many_agree_at_any_size(size, key, places):
     permutation = Permutation(size, key)
     index = [int(place * size) % size for place in places]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidebook.data import BadData, SequenceBatches, Sequences
@@ -28,7 +28,6 @@ def batches(draw):
 
 
 @given(batches(), st.integers(0, 3))
-@settings(deadline=None)
 def test_an_epoch_has_every_sequence_once(made, epoch):
     rows, source, options = made
     seen = []
@@ -41,7 +40,6 @@ def test_an_epoch_has_every_sequence_once(made, epoch):
 
 
 @given(batches(), st.integers(0, 200))
-@settings(deadline=None)
 def test_rows_are_steps_then_zeros(made, step):
     rows, source, _ = made
     batch = source.batch(step)
@@ -63,7 +61,6 @@ def test_rows_are_steps_then_zeros(made, step):
 
 
 @given(batches(), st.lists(st.integers(0, 100), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_a_batch_depends_on_seed_and_step_alone(made, steps):
     rows, source, options = made
     again = SequenceBatches(Sequences.of(rows), **options)
@@ -73,7 +70,6 @@ def test_a_batch_depends_on_seed_and_step_alone(made, steps):
 
 
 @given(batches())
-@settings(deadline=None)
 def test_padding_is_the_share_of_slots_outside_the_mask(made):
     _, source, _ = made
     epoch = [source.batch(step) for step in range(source.steps_per_epoch)]
@@ -82,7 +78,6 @@ def test_padding_is_the_share_of_slots_outside_the_mask(made):
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(2, 9))
-@settings(deadline=None)
 def test_pieces_are_the_sequences_end_to_end(lengths, max_steps):
     whole = Sequences.of(ragged(lengths))
     cut = whole.pieces(max_steps)

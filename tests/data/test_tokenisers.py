@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidebook.data import (
@@ -47,7 +47,6 @@ def test_a_saved_tokeniser_is_the_same(spec, tmp_path):
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None)
 def test_byte_pairs_lose_no_text_but_its_blanks(text):
     ids = BYTE_PAIRS.encode(text)
     assert BYTE_PAIRS.decode(ids) == " ".join(text.split())

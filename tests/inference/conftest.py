@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import hypothesis
 import numpy as np
 import pytest
 
 from guidebook.engines.protocol import Posterior
 from guidebook.engines.terms import Terms
-
-hypothesis.settings.register_profile("inference", deadline=None)  # a busy machine is no failure
-hypothesis.settings.load_profile("inference")
 
 LOG_2PI = np.log(2 * np.pi)
 

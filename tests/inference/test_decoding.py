@@ -130,7 +130,7 @@ def test_whole_samples_follow_the_models_distribution(toys):
     st.floats(0.01, 1.0),
     st.floats(0.1, 4.0),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_restrictions_keep_exactly_the_right_words(logits, top_k, top_p, temperature):
     log_probs = log_softmax(np.array([logits]))
     found = word_probabilities(log_probs, Sample(temperature=temperature, top_k=top_k, top_p=top_p))[0]

@@ -84,7 +84,7 @@ def test_a_collapsed_guide_holds_nothing():
 
 
 @given(st.integers(2, 60), st.integers(1, 6), st.integers(0, 10_000), st.floats(-2, 2), st.floats(-6, 2))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_information_never_passes_its_ceiling(rows, dimensions, seed, spread, width):
     found = mutual_information(*encodings(rows, dimensions, seed, 10**spread, 10**width))
     assert found.mutual_information <= found.ceiling + 1e-12

@@ -31,7 +31,7 @@ def chords(steps, seed=0):
     arrays(np.uint8, st.tuples(st.integers(1, 12), st.just(KEYS)), elements=st.integers(0, 1), fill=st.just(0)),
     st.integers(1, 12),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_roll_is_read_back_from_midi(tmp_path_factory, roll, steps_per_beat):
     roll[0, 40] = 1  # a file without notes is refused
     path = tmp_path_factory.mktemp("midi") / "a.mid"
