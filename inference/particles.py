@@ -75,9 +75,10 @@ def refuse_too_many(run: Any, *, steps: int, particles: int, rows: int) -> None:
         raise BadInput(f"a filter of {particles} particles: at least 1 would be right")
     each, room = (8 + _itemsize(run)) * steps * rows * _numbers(run), available()
     if room is not None and particles * each > room:
+        right = f"at most {most:,} particles" if (most := room // each) else "fewer or shorter sequences"
         raise BadInput(
-            f"{particles:,} particles of {rows} sequences of {steps:,} steps take about {_bytes(particles * each)}, and "
-            f"{_bytes(room)} are free: at most {room // each:,} would be right"
+            f"{particles:,} particles of {rows:,} sequences of {steps:,} steps take about {_bytes(particles * each)}, and "
+            f"{_bytes(room)} are free: {right} would be right"
         )
 
 

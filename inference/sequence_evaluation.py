@@ -18,6 +18,7 @@ from ..engines.seeds import derive
 from .accounting import Progress, account, each, real
 from .divergences import KL
 from .metrics import importance_bound
+from .particles import refuse_too_many
 from .tables import html_table, number, text_table
 
 ELBO_DRAWS = 10
@@ -129,6 +130,8 @@ def evaluate_sequences(
     run = run.judged_by(KL())
     program, state = run.program, run.state
     batches = batches if hasattr(batches, "steps_per_epoch") else list(batches)
+    largest = max((batch["mask"].shape for batch in each(batches)), key=np.prod)
+    refuse_too_many(run, rows=largest[0], steps=largest[1], particles=particles)
     found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
     lengths, weighted, variances, filtered, resampled = [], [], [], [], []
     for number_, batch in enumerate(each(batches)):

@@ -13,7 +13,7 @@ from ..engines.filtering import Filtering
 from ..engines.seeds import derive
 from ..models.errors import BadInput
 from .completed import Completed, Smoothed
-from .particles import descent, filtered, followed, shares
+from .particles import descent, filtered, followed, refuse_too_many, shares
 
 Array = np.ndarray
 
@@ -32,6 +32,7 @@ def generate(run: Any, n: int = 1, steps: int | None = None, seed: int = 0) -> l
     steps = int(np.median(run.dataset.splits["train"].lengths)) if steps is None else steps
     if n < 1 or steps < 1:
         raise BadInput(f"{n} sequences of {steps} steps: at least 1 of 1 step would be right")
+    refuse_too_many(run, steps=steps, particles=1, rows=n)
     x = np.zeros((n, steps, run.dataset.width))
     found = filtered(run, x, np.zeros((n, steps), bool), particles=1, seed=derive(seed, "generate"))
     return list(found.data[:, 0].swapaxes(0, 1))
@@ -64,6 +65,7 @@ def forecast(
     steps = len(x) - given if steps is None else steps
     if steps < 1:
         raise BadInput(f"{steps} steps to forecast after step {given} of {name}: at least 1 would be right")
+    refuse_too_many(run, steps=given + steps, particles=particles, rows=1)
     whole = np.full((given + steps, x.shape[1]), np.nan)
     whole[: len(x)] = x[: given + steps]
     about = {"given": given, **_about(run, name, seed)}
