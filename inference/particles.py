@@ -82,11 +82,15 @@ def refuse_too_many(run: Any, *, steps: int, particles: int, rows: int) -> None:
         )
 
 
+def latent_size(run: Any) -> int:
+    """Z, where the `[model]` table says it, else D."""
+    return getattr(getattr(run.recipe.model, "prior", None), "dim", run.dataset.width)
+
+
 def _numbers(run: Any) -> int:
-    """Z + D + H, where the tables of the recipe say them; Z is D where they do not."""
-    model, width = run.recipe.model, run.dataset.width
-    latent = getattr(getattr(model, "prior", None), "dim", width)
-    return latent + width + getattr(getattr(model, "cell", None), "hidden", latent)
+    """Z + D + H, H being Z where the `[model]` table has no cell."""
+    latent = latent_size(run)
+    return latent + run.dataset.width + getattr(getattr(run.recipe.model, "cell", None), "hidden", latent)
 
 
 def _itemsize(run: Any) -> int:

@@ -100,10 +100,15 @@ class SequenceEvaluation:
         return f"{about + ': ' if about else ''}{self.sequences:,} sequences, {self.steps:,} steps"
 
     @property
+    def used(self) -> bool:
+        """Whether the guide differs from the prior."""
+        return self.kl > 0.1
+
+    @property
     def verdict(self) -> str:
         """One sentence: how far the bounds are apart says how far the guide is from the posterior."""
         gap = self.filtered.total_step - self.elbo.total_step
-        used = "is used" if self.kl > 0.1 else "is hardly used"
+        used = "is used" if self.used else "is hardly used"
         return f"The latent {used} (KL {self.kl:.2f}); FIVO lies {gap:.3f} nats per step above the ELBO."
 
     def __repr__(self) -> str:

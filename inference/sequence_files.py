@@ -97,7 +97,6 @@ def write_sequences(
     Returns:
         The files, in this order.
     """
-    from . import sequence_figures as figures
     from .figures import png
 
     folder, sources = Path(folder), [restored(x, about) for x in sequences]
@@ -106,20 +105,29 @@ def write_sequences(
         for number, roll in enumerate(sources):
             paths.append(folder / f"{name}-{number}.mid")
             write_midi(roll, paths[-1], about["steps_per_beat"])
-        picture = picture or figures.piano_rolls(sources, steps_per_beat=about["steps_per_beat"])
     elif kind == "sound":
         for number, waveform in enumerate(sources):
             paths.append(folder / f"{name}-{number}.wav")
             write_wav(waveform, paths[-1], about["sample_rate"])
-        picture = picture or figures.waveforms(sources, about["sample_rate"])
     else:
         paths.append(folder / f"{name}.npz")
         file = BytesIO()
         np.savez(file, x=np.concatenate(sources), x_lengths=np.array([len(source) for source in sources]))
         write(paths[-1], file.getvalue())
-        if kind == "strokes":
-            picture = picture or figures.drawings(sources)
+    picture = picture or picture_of(sequences, about)
     if picture is not None:
         paths.append(folder / f"{name}.png")
         write(paths[-1], png(picture))
     return paths
+
+
+def picture_of(sequences: Sequence[np.ndarray], about: Mapping[str, Any]) -> Figure | None:
+    """Piano rolls, waveforms or drawings of sequences (T, D) as the model draws them; None of a user's arrays."""
+    from . import sequence_figures as figures
+
+    sources = [restored(x, about) for x in sequences]
+    if about["kind"] == "music":
+        return figures.piano_rolls(sources, steps_per_beat=about["steps_per_beat"])
+    if about["kind"] == "sound":
+        return figures.waveforms(sources, about["sample_rate"])
+    return figures.drawings(sources) if about["kind"] == "strokes" else None

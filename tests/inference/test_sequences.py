@@ -195,7 +195,10 @@ def test_descent_follows_the_ancestors():
         (lambda run: generate(run, 1, 0), "of 0 steps"),
         (lambda run: smooth(run, 0, repeats=0), "0 filters"),
         (lambda run: smooth(run, 0, particles=0), "0 particles"),
-        (lambda run: smooth(run, 0, particles=10**12), r"take about .* GB, and .* GB are free: at most [\d,]+ would"),
+        (
+            lambda run: smooth(run, 0, particles=10**12),
+            r"take about .* GB, and .* GB are free: at most [\d,]+ particles would",
+        ),
     ],
 )
 def test_bad_input(gaussian, call, says):
