@@ -25,7 +25,8 @@ class Proposal(Protocol):
     """q(z_t | h_t, e_t) of a step."""
 
     def reading(self, x: Array, mask: Array) -> Array | None:
-        """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop. mask (T, B) is true at real steps."""
+        """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop. mask (T, B) is true at real steps that are
+        known: the others are not read."""
         ...
 
     def law(self, h: Any, reading: Any = None) -> Any:

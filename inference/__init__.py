@@ -25,6 +25,7 @@ from .fit import fit
 from .recipe import Recipe, parse
 from .run import Run, load
 from .schedules import Constant, Cosine, Cyclical, Linear, Logistic
+from .sequences import forecast, generate, impute, smooth
 from .stein import transport
 from .strategies import Beam, Greedy, Sample
 from .text import interpolate, reconstruct, sample
@@ -60,11 +61,15 @@ __all__ = [
     "diagnose",
     "evaluate",
     "fit",
+    "forecast",
+    "generate",
+    "impute",
     "interpolate",
     "load",
     "parse",
     "reconstruct",
     "sample",
+    "smooth",
     "to_arviz",
     "transport",
 ]

@@ -184,24 +184,67 @@ def diagnose(
 @app.command()
 def sample(
     run: RunFolder,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Sentences.")] = 10,
+    count: Annotated[int, typer.Option("--count", "--number", "-n", min=1, help="How many.")] = 10,
     strategy: StrategyOption = None,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     width: BeamOption = 5,
     max_words: LengthOption = 60,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of sequences; default: the median of the training data.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for sequences; default RUN/samples.")] = None,
     seed: SeedOption = 0,
     engine: EngineOption = None,
     device: DeviceOption = "cpu",
     pair: PairOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sentences from the prior."""
+    """Sentences from the prior; of a pair of sequences MIDI, WAV or array files and a picture."""
+    from .drawn import sample_files
+    from .strategies import strategy_of
     from .text import sample
 
-    chosen = _strategy(strategy or "sample", temperature, top_k, top_p, width)
-    _show(sample(_run(run, pair, device, engine), count, strategy=chosen, max_words=max_words, seed=seed), as_json)
+    loaded = _run(run, pair, device, engine)
+    if loaded.pair.steps:
+        if (strategy, temperature, top_k, top_p, width, max_words) != (None, 1.0, None, None, 5, 60):
+            raise BadInput(
+                f"{run} is a run of sequences: --strategy and its kin choose words, --steps is for sequences"
+            )
+        _show(sample_files(loaded, count, steps, out=out, seed=seed), as_json)
+        return
+    if steps is not None or out is not None:
+        raise BadInput(f"{run} is no run of sequences: --steps and --out are for those, --max-words is for sentences")
+    chosen = strategy_of(strategy or "sample", temperature, top_k, top_p, width)
+    _show(sample(loaded, count, strategy=chosen, max_words=max_words, seed=seed), as_json)
+
+
+@app.command()
+def forecast(
+    run: RunFolder,
+    row: Annotated[int, typer.Option("--row", min=0, help="Which sequence of the split.")] = 0,
+    given: Annotated[
+        int | None, typer.Option("--given", min=1, help="Steps that the model is told; default: half.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="To forecast; default: to the end of the sequence.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
+    particles: Annotated[int, typer.Option("--particles", min=1, help="Of the filter.")] = 256,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the files; default RUN/forecasts.")] = None,
+    seed: SeedOption = 0,
+    engine: EngineOption = None,
+    device: DeviceOption = "cpu",
+    pair: PairOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """What follows the beginning of a sequence, with its uncertainty: a table, a picture, and a continuation to hear."""
+    from .drawn import forecast_files
+
+    loaded = _run(run, pair, device, engine)
+    found = forecast_files(loaded, row, split=split, given=given, steps=steps, particles=particles, out=out, seed=seed)
+    _show(found, as_json)
 
 
 @app.command()
@@ -223,9 +266,10 @@ def reconstruct(
     as_json: AsJson = False,
 ) -> None:
     """Sentences through the latent and back."""
+    from .strategies import strategy_of
     from .text import reconstruct
 
-    chosen = _strategy(strategy or "greedy", temperature, top_k, top_p, width)
+    chosen = strategy_of(strategy or "greedy", temperature, top_k, top_p, width)
     loaded = _run(run, pair, device, engine)
     found = reconstruct(loaded, sentences or None, split=split, count=count, latent=latent, strategy=chosen, seed=seed)
     _show(found, as_json)
@@ -249,9 +293,10 @@ def interpolate(
     as_json: AsJson = False,
 ) -> None:
     """Sentences on the line between two."""
+    from .strategies import strategy_of
     from .text import interpolate
 
-    chosen = _strategy(strategy or "greedy", temperature, top_k, top_p, width)
+    chosen = strategy_of(strategy or "greedy", temperature, top_k, top_p, width)
     loaded = _run(run, pair, device, engine)
     _show(interpolate(loaded, a, b, steps, strategy=chosen, seed=seed), as_json)
 
@@ -307,20 +352,6 @@ def _run(folder: Path, pair: str | None, device: str, engine: str | None) -> Any
     from .run import load
 
     return load(folder, pair=pair_in_file(pair) if pair else None, device=device, engine=engine)
-
-
-def _strategy(kind: DecodingKind, temperature: float, top_k: int | None, top_p: float | None, width: int) -> Any:
-    from pydantic import ValidationError
-
-    from .mistakes import sentence
-    from .strategies import Beam, Greedy, Sample
-
-    try:
-        if kind == "sample":
-            return Sample(temperature=temperature, top_k=top_k, top_p=top_p)
-        return Beam(width=width) if kind == "beam" else Greedy()
-    except ValidationError as error:
-        raise BadInput(sentence(Sample if kind == "sample" else Beam, error)) from None
 
 
 def _show(found: Any, as_json: bool) -> None:

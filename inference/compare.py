@@ -17,9 +17,11 @@ from .fit import fit
 from .mistakes import models_in, nearest
 from .resolve import resolve
 from .run import Run
+from .sequence_evaluation import SequenceEvaluation
 from .tables import html_table, number, text_table
 
 HEADER = ("", "ELBO", "IW-NLL", "KL", "MI", "active units", "seconds")
+SEQUENCE_HEADER = ("", "ELBO", "IWAE", "FIVO", "KL", "seconds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,22 +34,15 @@ class Comparison:
 
     setting: str
     runs: dict[str, Run]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, Evaluation | SequenceEvaluation]
     picture: Path
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        return SEQUENCE_HEADER if isinstance(self._first, SequenceEvaluation) else HEADER
+
     def rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                value,
-                number(found.elbo),
-                number(found.iw_nll),
-                number(found.kl),
-                number(found.mi),
-                number(found.active_units),
-                number(self._seconds(value), 1),
-            )
-            for value, found in self.evaluations.items()
-        ]
+        return [(value, *_numbers(found), number(self._seconds(value), 1)) for value, found in self.evaluations.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -60,16 +55,28 @@ class Comparison:
             },
         }
 
+    @property
+    def _first(self) -> Evaluation | SequenceEvaluation:
+        return next(iter(self.evaluations.values()))
+
     def _seconds(self, value: str) -> float:
         return self.runs[value].lines[-1]["seconds"]
 
     def __repr__(self) -> str:
-        first = next(iter(self.evaluations.values()))
-        table = text_table([HEADER, *self.rows()], right=range(1, len(HEADER)))
+        first = self._first
+        table = text_table([self.header, *self.rows()], right=range(1, len(self.header)))
         return f"{self.setting} · {first.title}, {first.unit}\n{table}\n  picture  {self.picture}"
 
     def _repr_html_(self) -> str:
-        return html_table(self.rows(), HEADER, numbers=range(1, len(HEADER)))
+        return html_table(self.rows(), self.header, numbers=range(1, len(self.header)))
+
+
+def _numbers(found: Evaluation | SequenceEvaluation) -> list[str]:
+    """The cells of one run, but for its seconds."""
+    if isinstance(found, SequenceEvaluation):
+        bounds = found.elbo, found.iw, found.filtered
+        return [*(number(bound.total_step, 4) for bound in bounds), number(found.kl, 4)]
+    return [number(value) for value in (found.elbo, found.iw_nll, found.kl, found.mi, found.active_units)]
 
 
 def compare(
@@ -118,10 +125,11 @@ def compare(
     return Comparison(key, runs, found, _picture(runs, found, folder / "comparison.png"))
 
 
-def _picture(runs: dict[str, Run], found: dict[str, Evaluation], path: Path) -> Path:
+def _picture(runs: dict[str, Run], found: dict[str, Evaluation | SequenceEvaluation], path: Path) -> Path:
     from .figures import comparison, png
 
-    unit = next(iter(found.values())).unit
+    first = next(iter(found.values()))
+    unit = "nats per sequence" if isinstance(first, SequenceEvaluation) else first.unit
     write(path, png(comparison({value: run.history("valid") for value, run in runs.items()}, unit)))
     return path
 

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engines.filtering import Filtering
 from .accounting import Account, Progress, account, first
+from .divergences import KL
 from .evaluate import evaluate_program
 from .evaluation import Evaluation
 from .files import write
 from .metrics import active_dimensions
+from .particles import latent_size
+from .sequence_evaluation import SequenceEvaluation, evaluate_sequences
+from .sequences import forecast, generate
 from .strategies import Greedy, Sample
 from .tables import text_table
 from .text import interpolate, reconstruct, sample
@@ -20,7 +25,9 @@ from .text import interpolate, reconstruct, sample
 if TYPE_CHECKING:  # xarray and matplotlib take a second to import, and most commands do without
     import xarray as xr
 
-DRAWS, ROWS_EXPORTED, PARTICLES, EXAMPLES = 100, 500, 100, 8
+DRAWS, ROWS_EXPORTED, PARTICLES, EXAMPLES, SAMPLES = 100, 500, 100, 8, 3
+FEWEST_DRAWS, MOST_NUMBERS = 10, 2**23
+"""Of latents with a time axis, which may be long: fewer draws, then fewer sequences, so that no more are exported."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +40,7 @@ class Diagnosis:
     """
 
     folder: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | SequenceEvaluation
     posterior: xr.DataTree
     files: dict[str, Path]
 
@@ -58,7 +65,7 @@ def diagnose(
     run: Any,
     *,
     split: str = "test",
-    draws: int = DRAWS,
+    draws: int | None = None,
     max_sentences: int = ROWS_EXPORTED,
     particles: int = PARTICLES,
     seed: int = 0,
@@ -67,45 +74,57 @@ def diagnose(
 ) -> Diagnosis:
     """Writes `posterior.nc`, `figures/*.png` and `report.html` into the run folder.
 
-    The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` and
-    `particles` particles in the bound: what `evaluate` says of the whole split is better.
+    The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` (100, of long
+    sequences fewer) and `particles` particles in the bound: what `evaluate` says of the whole split is better.
     """
     from .report import page
 
     batches = first(run.batches(split), max_sentences)
     program, state, pair = run.program, run.state, run.pair
     about = _about(run, split, seed)
-    evaluation = evaluate_program(
-        program,
-        state,
-        batches,
-        particles=particles,
-        rows=rows,
-        seed=seed,
-        text=pair.text,
-        unit=run.tokeniser.unit if pair.text else None,
-        about=about,
-    )
-    draws = draws if evaluation.sites else 1
-    tree = to_arviz(run, split=split, draws=draws, batches=batches, rows=rows, seed=seed, progress=progress)
-    found = account(program, state, batches, seed=seed)
-    pictures = _pictures(run, found, tree)
+    if pair.steps:
+        evaluation = evaluate_sequences(
+            run, batches, particles=particles, seed=seed, rows=rows, filtering=Filtering(), repeats=3, about=about
+        )
+    else:
+        evaluation = evaluate_program(
+            program,
+            state,
+            batches,
+            particles=particles,
+            rows=rows,
+            seed=seed,
+            text=pair.text,
+            unit=run.tokeniser.unit if pair.text else None,
+            about=about,
+        )
+        draws = (draws or DRAWS) if evaluation.sites else 1
+    tree = to_arviz(run, split=split, draws=draws, max_sentences=max_sentences, rows=rows, seed=seed, progress=progress)
+    found = None if pair.steps else account(program, state, batches, seed=seed)
+    pictures = _pictures(run, found, tree) if found else _sequence_pictures(run, split, seed)
+    exported = dict(tree["sample_stats"].sizes)
     html = page(
         run.folder.name,
         evaluation,
         pictures,
         _texts(run, split, seed),
         run.recipe.to_toml(),
-        note=f"On the first {len(found.rows):,} of the {split} split, {draws} draws each in posterior.nc.",
+        note=_note(evaluation, split, exported.pop("sample", None) or exported["draw"], exported[pair.plate]),
     )
     return Diagnosis(run.folder, evaluation, tree, _written(run.folder, tree, pictures, html))
+
+
+def _note(evaluation: Evaluation | SequenceEvaluation, split: str, draws: int, exported: int) -> str:
+    count = evaluation.sequences if isinstance(evaluation, SequenceEvaluation) else evaluation.sentences
+    whose = "each" if exported == count else f"of the first {exported:,}"
+    return f"On the first {count:,} of the {split} split, {draws} draws {whose} in posterior.nc."
 
 
 def to_arviz(
     run: Any,
     *,
     split: str = "test",
-    draws: int = DRAWS,
+    draws: int | None = None,
     max_sentences: int = ROWS_EXPORTED,
     batches: Any = None,
     rows: int = 2048,
@@ -114,24 +133,37 @@ def to_arviz(
 ) -> xr.DataTree:
     """A run as one ArviZ object: posterior, log_likelihood, observed_data, and sample_stats with lp and log_q.
 
-    Dimensions are named by the plate and the pair's sites. batches: to export in place of the first
-    `max_sentences` of the split.
+    Dimensions are named by the plate and the pair's sites. draws: 100, of long sequences fewer. batches: to export in
+    place of the first `max_sentences` of the split.
     """
     from .export import program_to_arviz
 
+    if run.pair.steps:
+        run = run.judged_by(KL())
+        if batches is None and draws is None:
+            draws, max_sentences = _room(run, split, max_sentences)
     return program_to_arviz(
         run.program,
         run.state,
         first(run.batches(split), max_sentences) if batches is None else batches,
-        draws=draws,
+        draws=draws or DRAWS,
         plate=run.pair.plate,
         sites=run.pair.sites,
         text=run.pair.text,
+        steps=run.pair.steps is not None,
         rows=rows,
         seed=seed,
         attributes=_about(run, split, seed),
         progress=progress,
     )
+
+
+def _room(run: Any, split: str, count: int) -> tuple[int, int]:
+    """Draws and sequences to export."""
+    lengths = run.dataset.splits[split].lengths[:count]
+    each = int(lengths.max()) * latent_size(run)
+    count = min(len(lengths), max(1, MOST_NUMBERS // (FEWEST_DRAWS * each)))
+    return min(DRAWS, max(FEWEST_DRAWS, MOST_NUMBERS // (count * each))), count
 
 
 def _about(run: Any, split: str, seed: int) -> dict[str, Any]:
@@ -155,6 +187,21 @@ def _pictures(run: Any, found: Account, tree: xr.DataTree) -> dict[str, bytes]:
         pictures["kl_per_dimension"] = figures.png(figures.kl_bars(kl.tolist(), active_dimensions(loc).tolist(), unit))
         pictures["latent"] = figures.png(figures.latent(z, loc, scale, kl.tolist()))
     return pictures
+
+
+def _sequence_pictures(run: Any, split: str, seed: int) -> dict[str, bytes]:
+    """The curve, where there is a history; a forecast; and samples, of what can be drawn."""
+    from . import figures
+    from .sequence_files import picture_of
+
+    train = run.history("train")
+    pictures = {}
+    if len(train) > 1:
+        pictures["training"] = figures.png(figures.training(train, run.history("valid"), "nats per sequence"))
+    if run.dataset.splits[split].lengths[0] > 1:
+        pictures["forecast"] = figures.png(forecast(run, 0, split=split, seed=seed).picture())
+    drawn = picture_of(generate(run, SAMPLES, seed=seed), run.dataset.about)
+    return pictures | ({} if drawn is None else {"samples": figures.png(drawn)})
 
 
 def _first_draw(tree: xr.DataTree, site: str, rows: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A fitted pair's posterior as one ArviZ object: `xarray.DataTree` in the schema of arviz-base ≥ 0.8.
 
-Draws have the one dimension `sample`; the data plate and the event dimensions are named as the pair names
-them.
+Draws have the one dimension `sample`, of sequences `chain` and `draw`; the data plate and the event dimensions are named
+as the pair names them. A latent of each step is one site with the dimension `time`, NaN after the end of its sequence.
 
     posterior        every latent site of the data plate (sample, plate, event …)
     log_likelihood   every observed site (sample, plate), at the same draws
@@ -40,6 +40,7 @@ def program_to_arviz(
     plate: str = "data",
     sites: Mapping[str, Sequence[str]] | None = None,
     text: bool = False,
+    steps: bool = False,
     rows: int = 2048,
     seed: int = 0,
     attributes: Mapping[str, Any] | None = None,
@@ -51,12 +52,13 @@ def program_to_arviz(
         batches: `data.Batches` or a like object, or any iterable of batches.
         plate, sites, text: as in `guides.Pair`: the plate's name, event dimension names by site, whether the
             data are sentences (the observed site is then `batch["targets"]`, padded with 0).
+        steps: whether the data are sequences, with a mask (B, T) in each batch.
         rows: the programs run on at most this many particle rows at once.
         attributes: of the whole tree, beside library and version.
     """
     found = []
     for number, batch in enumerate(each(batches)):
-        found.append(_of_batch(program, state, batch, draws, rows, derive(seed, "export", number), text))
+        found.append(_of_batch(program, state, batch, draws, rows, derive(seed, "export", number), text, steps))
         if progress:
             progress(number + 1, getattr(batches, "steps_per_epoch", 0))
     index = np.concatenate([part["index"]["index"] for part in found])
@@ -65,11 +67,15 @@ def program_to_arviz(
         for group, axis in _PLATE_AXIS.items()
         if found[0][group]
     }
-    dims = _dimensions(groups, plate, dict(sites or {}))
+    timed = {site: ("time", *names) if steps else names for site, names in (sites or {}).items()}
+    dims = _dimensions(groups, plate, timed)
+    if steps:
+        drawn = [group for group in groups if _PLATE_AXIS[group]]
+        groups |= {group: {name: array[None] for name, array in groups[group].items()} for group in drawn}
     about = {"inference_library": "guidebook", "inference_library_version": version("guidebook")}
     return from_dict(
         groups,
-        sample_dims=["sample"],
+        sample_dims=["chain", "draw"] if steps else ["sample"],
         dims=dims,
         coords={plate: np.sort(index)},
         attrs={
@@ -101,7 +107,9 @@ def write_netcdf(tree: xr.DataTree, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _of_batch(program, state, batch: Batch, draws: int, rows: int, seed: int, text: bool) -> dict[str, Arrays]:
+def _of_batch(
+    program, state, batch: Batch, draws: int, rows: int, seed: int, text: bool, steps: bool
+) -> dict[str, Arrays]:
     """The groups of one batch, filler rows left out."""
     keep = real(batch)
     # Chunks of one size, so that an engine that compiles does so once; the last one's surplus is dropped.
@@ -114,7 +122,10 @@ def _of_batch(program, state, batch: Batch, draws: int, rows: int, seed: int, te
         }
         for group in parts[0]
     }
-    observed = _observed(batch, list(sampled["log_likelihood"]), text)
+    observed = _observed(batch, list(sampled["log_likelihood"]), text, steps)
+    if steps:
+        mask = np.asarray(batch["mask"])[keep][..., None]
+        sampled["posterior"] = {site: np.where(mask, draw, np.nan) for site, draw in sampled["posterior"].items()}
     kept = {group: {name: array[keep] for name, array in arrays.items()} for group, arrays in observed.items()}
     return {**sampled, **kept, "index": {"index": np.asarray(batch["index"])[keep]}}
 
@@ -135,7 +146,10 @@ def _draws(program: Program, state: State, batch: Batch, particles: int, seed: i
     return {"posterior": posterior, "log_likelihood": likelihood, "sample_stats": stats}
 
 
-def _observed(batch: Batch, sites: list[str], text: bool) -> dict[str, Arrays]:
+def _observed(batch: Batch, sites: list[str], text: bool, steps: bool) -> dict[str, Arrays]:
+    if steps:
+        seen = np.where(np.asarray(batch["mask"])[..., None], batch["x"], np.nan)
+        return {"observed_data": {sites[0]: seen}, "constant_data": {"length": np.asarray(batch["lengths"])}}
     if text:
         constant = {"length": np.asarray(batch["lengths"])}
         return {"observed_data": {sites[0]: np.asarray(batch["targets"])}, "constant_data": constant}

@@ -9,6 +9,7 @@ from html import escape
 
 from .evaluation import Evaluation
 from .generated import Interpolation, Reconstructions, Samples, describe
+from .sequence_evaluation import SequenceEvaluation
 from .tables import html_table
 
 STYLE = """
@@ -33,6 +34,8 @@ summary { cursor: pointer; color: #0072B2; }
 CAPTIONS = {
     "training": "Lines: training data, with dropout. Dots: validation data, without.",
     "kl_per_dimension": "Largest first. Blue: active, the mean varies over the data (variance > 0.01).",
+    "forecast": "The second half of the first sequence of the split, from 256 particles that were told its first half.",
+    "samples": "Drawn from the model.",
     "latent": "Left: one draw for each datum. Right: blue carries information, grey is noise; "
     "where their sum is not 1, q(z) is not the prior.",
 }
@@ -40,7 +43,7 @@ CAPTIONS = {
 
 def page(
     title: str,
-    evaluation: Evaluation,
+    evaluation: Evaluation | SequenceEvaluation,
     pictures: Mapping[str, bytes],
     texts: Sequence[Reconstructions | Interpolation | Samples],
     recipe: str,
@@ -61,13 +64,15 @@ def page(
     return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
 
-def _verdict(evaluation: Evaluation) -> str:
+def _verdict(evaluation: Evaluation | SequenceEvaluation) -> str:
     kind = "verdict" if evaluation.used is not False else "verdict unused"
     return f"<p class='{kind}'>{escape(evaluation.verdict)}</p>"
 
 
-def _analytic(evaluation: Evaluation) -> list[str]:
+def _analytic(evaluation: Evaluation | SequenceEvaluation) -> list[str]:
     """Which KLs are exact, and why a number is missing: never left to be guessed."""
+    if isinstance(evaluation, SequenceEvaluation):
+        return []
     how = {"analytic": "analytic", "sampled": "log q − log p at the draws, a Monte Carlo estimate"}
     kls = [f"KL of {name}: {how[site.kl_from]}." for name, site in evaluation.sites.items()]
     return kls + [f"No {key}: {reason}." for key, reason in evaluation.notes.items()]

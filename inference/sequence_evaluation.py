@@ -18,6 +18,7 @@ from ..engines.seeds import derive
 from .accounting import Progress, account, each, real
 from .divergences import KL
 from .metrics import importance_bound
+from .particles import refuse_too_many
 from .tables import html_table, number, text_table
 
 ELBO_DRAWS = 10
@@ -99,10 +100,15 @@ class SequenceEvaluation:
         return f"{about + ': ' if about else ''}{self.sequences:,} sequences, {self.steps:,} steps"
 
     @property
+    def used(self) -> bool:
+        """Whether the guide differs from the prior."""
+        return self.kl > 0.1
+
+    @property
     def verdict(self) -> str:
         """One sentence: how far the bounds are apart says how far the guide is from the posterior."""
         gap = self.filtered.total_step - self.elbo.total_step
-        used = "is used" if self.kl > 0.1 else "is hardly used"
+        used = "is used" if self.used else "is hardly used"
         return f"The latent {used} (KL {self.kl:.2f}); FIVO lies {gap:.3f} nats per step above the ELBO."
 
     def __repr__(self) -> str:
@@ -129,6 +135,8 @@ def evaluate_sequences(
     run = run.judged_by(KL())
     program, state = run.program, run.state
     batches = batches if hasattr(batches, "steps_per_epoch") else list(batches)
+    largest = max((batch["mask"].shape for batch in each(batches)), key=np.prod)
+    refuse_too_many(run, rows=largest[0], steps=largest[1], particles=particles)
     found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
     lengths, weighted, variances, filtered, resampled = [], [], [], [], []
     for number_, batch in enumerate(each(batches)):

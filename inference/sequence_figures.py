@@ -1,4 +1,4 @@
-"""Pictures of sequences: piano rolls, forecasts of music, waveforms, drawings; as `figures`, without pyplot."""
+"""Pictures of sequences: piano rolls, completed music, bands, waveforms, drawings; as `figures`, without pyplot."""
 
 from __future__ import annotations
 
@@ -42,6 +42,44 @@ def piano_rolls(
     return figure
 
 
+def completion(
+    probabilities: np.ndarray,
+    observed: np.ndarray,
+    truth: np.ndarray | None = None,
+    steps_per_beat: int | None = None,
+    title: str = "",
+) -> Figure:
+    """What was heard, in grey, and between lines the probability of each key in the steps that were not, in blue.
+
+    probabilities: (T, 88), of the steps that were heard the notes; observed: (T,) bool; truth: (T, 88) the notes that
+    were played where none was heard, as circles.
+    """
+    notes = np.asarray(probabilities, float)
+    played = np.zeros_like(notes) if truth is None else np.where(observed[:, None], 0.0, truth)
+    low, high = _range(np.maximum(notes, played))
+    figure = Figure(figsize=(10, 1.6 + 0.065 * (high - low)), layout="constrained")
+    axes, unit, image = figure.subplots(), steps_per_beat or 1, None
+    edges = np.flatnonzero(np.diff(observed)) + 1
+    for start, part in zip([0, *edges], np.split(notes, edges), strict=True):
+        heard = observed[start]
+        drawn = _roll(axes, part, start, low, high, _HEARD if heard else _EXPECTED, steps_per_beat)
+        image = image if heard else drawn
+    for edge in edges:
+        axes.axvline(edge / unit, color=ORANGE, lw=1.5, ls="--")
+    if played.any():
+        step, key = np.argwhere(played > 0.5).T
+        axes.plot((step + 0.5) / unit, key, "o", ms=4.5, mfc="none", mec=ORANGE, mew=1, label="what was played")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    axes.set_xlim(0, len(notes) / unit)
+    plain(axes, title, _time(steps_per_beat), "")
+    if image is not None:
+        bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+        bar.set_label("probability of the note", color=INK, fontsize=8)
+        bar.outline.set_edgecolor(GREY)  # type: ignore[operator]
+        bar.ax.tick_params(colors=INK, labelsize=8)
+    return figure
+
+
 def forecast(
     observed: np.ndarray,
     probabilities: np.ndarray,
@@ -53,25 +91,41 @@ def forecast(
 
     observed: (T, 88) notes; probabilities: (F, 88); truth: (F, 88) the notes that did follow, as circles.
     """
-    shown = [observed, np.asarray(probabilities) > 0.05, *([] if truth is None else [truth])]
-    low, high = _range(np.concatenate(shown))
-    figure = Figure(figsize=(10, 1.6 + 0.065 * (high - low)), layout="constrained")
-    axes = figure.subplots()
-    _roll(axes, np.asarray(observed, float), 0, low, high, _HEARD, steps_per_beat)
-    image = _roll(axes, np.asarray(probabilities, float), len(observed), low, high, _EXPECTED, steps_per_beat)
-    unit = steps_per_beat or 1
-    axes.axvline(len(observed) / unit, color=ORANGE, lw=1.5, ls="--")
-    if truth is not None:
-        step, key = np.argwhere(np.asarray(truth) > 0.5).T
-        middle = (len(observed) + step + 0.5) / unit
-        axes.plot(middle, key, "o", ms=4.5, mfc="none", mec=ORANGE, mew=1, label="what followed")
-        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
-    axes.set_xlim(0, (len(observed) + len(probabilities)) / unit)
-    plain(axes, title, _time(steps_per_beat), "")
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label("probability of the note", color=INK, fontsize=8)
-    bar.outline.set_edgecolor(GREY)  # type: ignore[operator]
-    bar.ax.tick_params(colors=INK, labelsize=8)
+    heard = np.arange(len(observed) + len(probabilities)) < len(observed)
+    played = None if truth is None else np.concatenate([np.zeros_like(observed), truth])
+    return completion(np.concatenate([observed, probabilities]), heard, played, steps_per_beat, title)
+
+
+def bands(
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    truth: np.ndarray,
+    observed: np.ndarray,
+    rate: float | None = None,
+    title: str = "",
+) -> Figure:
+    """One feature below the other: in ink where observed (T,), elsewhere its mean within a band; mean … truth (T, F).
+
+    truth: NaN where it is not known. rate: of steps, to measure time in seconds.
+    """
+    time = np.arange(len(mean)) / (rate or 1)
+    figure = Figure(figsize=(9, 0.5 + 1.7 * mean.shape[1]), layout="constrained")
+    panels = figure.subplots(mean.shape[1], 1, squeeze=False, sharex=True)[:, 0]
+    near = ~observed | np.append(~observed[1:], False) | np.append(False, ~observed[:-1])
+    for number, axes in enumerate(panels):
+        shown = [np.where(near, part[:, number], np.nan) for part in (mean, low, high)]
+        width = 1.4 if len(mean) < 1000 else 0.5
+        axes.fill_between(time, shown[1], shown[2], color=BLUE, alpha=0.25, lw=0, label="nine tenths")
+        axes.plot(time, shown[0], color=BLUE, lw=width, label="mean")
+        axes.plot(time, np.where(observed, mean[:, number], np.nan), color=INK, lw=width, label="observed")
+        if np.isfinite(truth[:, number]).any():
+            axes.plot(time, truth[:, number], color=ORANGE, lw=0.8, label="what it was")
+        name = f"x[{number}]" if len(panels) > 1 else ""
+        plain(axes, title if number == 0 else "", "", name)
+    panels[-1].set_xlabel("seconds" if rate else "steps", color=INK)
+    panels[0].legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    panels[0].set_xlim(time[0], time[-1])
     return figure
 
 

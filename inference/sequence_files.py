@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mido
 import numpy as np
@@ -14,6 +14,9 @@ from scipy.io import wavfile
 from ..data import KEYS, LOWEST
 from ..models.errors import BadInput
 from .files import write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TICKS = 120  # of a step
 _MOST_STEPS_PER_BEAT = 32767 // _TICKS  # 15 bits of a MIDI header hold the ticks of a beat
@@ -78,39 +81,53 @@ def restored(x: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
 
 
 def write_sequences(
-    sequences: Sequence[np.ndarray], about: Mapping[str, Any], folder: str | Path, name: str = "sample"
+    sequences: Sequence[np.ndarray],
+    about: Mapping[str, Any],
+    folder: str | Path,
+    name: str = "sample",
+    picture: Figure | None = None,
 ) -> list[Path]:
     """Drawn sequences, (T, D) each as the model draws them, as files of their kind and one picture of all.
 
     Music: NAME-0.mid … and NAME.png. Sound: NAME-0.wav … and NAME.png. Strokes: NAME.npz and NAME.png. A user's
     arrays: NAME.npz. An `.npz` holds x and x_lengths, as `data.sequences_in` reads them.
 
+    picture: in place of that of all sequences.
+
     Returns:
         The files, in this order.
     """
-    from . import sequence_figures as figures
     from .figures import png
 
     folder, sources = Path(folder), [restored(x, about) for x in sequences]
-    kind, paths, picture = about["kind"], [], None
+    kind, paths = about["kind"], []
     if kind == "music":
         for number, roll in enumerate(sources):
             paths.append(folder / f"{name}-{number}.mid")
             write_midi(roll, paths[-1], about["steps_per_beat"])
-        picture = figures.piano_rolls(sources, steps_per_beat=about["steps_per_beat"])
     elif kind == "sound":
         for number, waveform in enumerate(sources):
             paths.append(folder / f"{name}-{number}.wav")
             write_wav(waveform, paths[-1], about["sample_rate"])
-        picture = figures.waveforms(sources, about["sample_rate"])
     else:
         paths.append(folder / f"{name}.npz")
         file = BytesIO()
         np.savez(file, x=np.concatenate(sources), x_lengths=np.array([len(source) for source in sources]))
         write(paths[-1], file.getvalue())
-        if kind == "strokes":
-            picture = figures.drawings(sources)
+    picture = picture or picture_of(sequences, about)
     if picture is not None:
         paths.append(folder / f"{name}.png")
         write(paths[-1], png(picture))
     return paths
+
+
+def picture_of(sequences: Sequence[np.ndarray], about: Mapping[str, Any]) -> Figure | None:
+    """Piano rolls, waveforms or drawings of sequences (T, D) as the model draws them; None of a user's arrays."""
+    from . import sequence_figures as figures
+
+    sources = [restored(x, about) for x in sequences]
+    if about["kind"] == "music":
+        return figures.piano_rolls(sources, steps_per_beat=about["steps_per_beat"])
+    if about["kind"] == "sound":
+        return figures.waveforms(sources, about["sample_rate"])
+    return figures.drawings(sources) if about["kind"] == "strokes" else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from ..models.errors import BadInput
 from ..models.spec import Spec
+from .mistakes import sentence
 
 
 class DecodingStrategy(Spec):
@@ -47,3 +49,23 @@ class Beam(DecodingStrategy):
 
 
 Strategy = Annotated[Greedy | Sample | Beam, Field(discriminator="kind")]
+
+
+def strategy_of(
+    kind: Literal["greedy", "sample", "beam"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    width: int = 5,
+) -> Strategy:
+    """The strategy of this kind, from the settings that are its own.
+
+    Raises:
+        BadInput: one of them is wrong.
+    """
+    try:
+        if kind == "sample":
+            return Sample(temperature=temperature, top_k=top_k, top_p=top_p)
+        return Beam(width=width) if kind == "beam" else Greedy()
+    except ValidationError as error:
+        raise BadInput(sentence(Sample if kind == "sample" else Beam, error)) from None

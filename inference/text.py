@@ -240,7 +240,19 @@ def _has_latent(run: Any) -> bool:
     return run.pair.guide is not None
 
 
+_PURPOSE = {
+    "sample": "draws sentences",
+    "reconstruct": "sends sentences through the latent and back",
+    "interpolate": "walks from one sentence to another",
+}
+
+
 def _refuse_arrays(run: Any, command: str) -> None:
+    if run.pair.steps:
+        raise BadInput(
+            f"{_name(run)}, whose data are sequences of numbers: {command} {_PURPOSE[command]}, and for sequences there "
+            "are generate, forecast, impute and smooth"
+        )
     if not run.pair.text:
         raise BadInput(f"{_name(run)}, whose data are arrays: {command} needs a pair of sentences")
 

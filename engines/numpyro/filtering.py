@@ -35,7 +35,8 @@ def filtered(
     draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
     """
     steps, rows = x.shape[:2]
-    inputs, reading = step.inputs(x) if observed is None else None, proposal.reading(x, mask)
+    inputs = step.inputs(x) if observed is None else None
+    reading = proposal.reading(x, mask if observed is None else mask & observed)
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:

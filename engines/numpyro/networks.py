@@ -175,10 +175,10 @@ class RecurrentEncoder(Recurrent):
 
 
 class RecurrentBackward(Realised):
-    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); the real steps come first."""
+    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); steps outside the mask are not read."""
 
     def __call__(self, inputs: Array, mask: Array) -> Array:
-        order = _reversed(mask)[..., None]
+        order, back = (index[..., None] for index in _reversed(mask))
         projected = product(jnp.take_along_axis(inputs, order, 0), self.weights["weight_ih"], self.precision)
         rows, hidden = inputs.shape[1], self.spec.hidden
         zeros = jnp.zeros((1, rows, hidden), inputs.dtype)
@@ -188,13 +188,17 @@ class RecurrentBackward(Realised):
         else:
             weights = self.weights["weight_hh"], self.weights["bias_hh"]
             states = gru(projected, constant, zeros, *weights, self.precision)
-        return jnp.take_along_axis(states.squeeze(1), order, 0)
+        return jnp.take_along_axis(states.squeeze(1), back, 0)
 
 
-def _reversed(mask: Array) -> Array:
-    """(T, B): the real steps of each row from the last to the first, and the others where they are."""
-    time = jnp.arange(len(mask))[:, None]
-    return jnp.where(mask, mask.sum(0) - 1 - time, time)
+def _reversed(mask: Array) -> tuple[Array, Array]:
+    """The steps in which each row is read, real ones from the last to the first and then the others, and its inverse.
+
+    (T, B) both.
+    """
+    back = jnp.where(mask, mask.sum(0) - jnp.cumsum(mask, 0), mask.sum(0) - 1 + jnp.cumsum(~mask, 0))
+    time = jnp.broadcast_to(jnp.arange(len(mask))[:, None], mask.shape)
+    return jnp.zeros_like(back).at[back, jnp.arange(mask.shape[1])].set(time), back
 
 
 REALISED: dict[type, type[Realised]] = {

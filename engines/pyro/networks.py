@@ -194,14 +194,14 @@ class RecurrentEncoder(Recurrent):
 
 
 class RecurrentBackward(Realised):
-    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); the real steps come first."""
+    """b_t from e_T … e_t: backward(e (T, B, E), mask (T, B)) is (T, B, H); steps outside the mask are not read."""
 
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        order = _reversed(mask).unsqueeze(-1)
+        order, back = (index.unsqueeze(-1) for index in _reversed(mask))
         projected = product(inputs.gather(0, order.expand_as(inputs)), self.weight_ih, self.precision)
         rows, hidden = inputs.shape[1], self.spec.hidden
         zeros, constant = inputs.new_zeros(1, rows, hidden), self.bias_ih.expand(1, rows, -1)
@@ -210,13 +210,17 @@ class RecurrentBackward(Realised):
         else:
             states = gru(projected, constant, zeros, self.weight_hh, self.get_parameter("bias_hh"), self.precision)
         states = states.squeeze(1)
-        return states.gather(0, order.expand_as(states))
+        return states.gather(0, back.expand_as(states))
 
 
-def _reversed(mask: Tensor) -> Tensor:
-    """(T, B): the real steps of each row from the last to the first, and the others where they are."""
-    time = torch.arange(len(mask), device=mask.device).unsqueeze(-1)
-    return torch.where(mask, mask.sum(0) - 1 - time, time)
+def _reversed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The steps in which each row is read, real ones from the last to the first and then the others, and its inverse.
+
+    (T, B) both.
+    """
+    back = torch.where(mask, mask.sum(0) - mask.cumsum(0), mask.sum(0) - 1 + (~mask).cumsum(0))
+    time = torch.arange(len(mask), device=mask.device).unsqueeze(-1).expand_as(back)
+    return torch.zeros_like(back).scatter(0, back, time), back
 
 
 REALISED: dict[type, type[Realised]] = {
