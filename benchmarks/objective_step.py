@@ -48,7 +48,7 @@ def step(engine: str, divergence: Any) -> Any:
 def objectives() -> dict[str, Any]:
     """Name → every divergence with every estimator that fits the normal pair, at one particle."""
     prior, posterior = SentenceModel().prior, SentenceGuide().posterior
-    every = (choice for spec in kinds(Divergence).values() for choice in choices(spec))
+    every = (choice for spec in kinds(Divergence).values() for choice in choices(spec) if choice.filtering is None)
     return {
         "_".join(filter(None, (one.kind, getattr(one, "estimator", None)))): one.model_copy(update={"particles": 1})
         for one in every

@@ -3,7 +3,8 @@
     python benchmarks/tables.py            renews every table
     python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
 
-A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` (from RECIPE.ENGINE.SEED.json)
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` and
+`sequences` (from RECIPE.ENGINE.SEED.json)
 or `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms", …}]}`) or
 `compatibility` (from the specs).
 """
@@ -31,6 +32,7 @@ QUALITY = {
     "mi": "MI",
     "active_units": "active units",
 }
+STEPS = {"elbo": "ELBO", "iw": "IWAE", "filtered": "FIVO"}
 RUN = ("published", "gate", "device", "epochs", "minutes")
 LOOPS = ("ours", "ours_bfloat16", "hand", "stock", "plain", "floor")
 RATIOS = {
@@ -57,6 +59,10 @@ def quality_results() -> list[dict[str, Any]]:
     return [read(path) for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith("speed.")]
 
 
+def of_sequences(result: Mapping[str, Any]) -> bool:
+    return "filtered" in result["metrics"]
+
+
 def number(value: Any) -> str:
     """Three or four digits that matter; "–" where there is no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -72,25 +78,55 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def quality() -> str:
-    results = quality_results()
+    results = [result for result in quality_results() if not of_sequences(result)]
     if not results:
         return "_Not measured yet._\n"
     columns = ["recipe", "engine", "seed", *QUALITY.values(), *RUN]
     return table(columns, map(quality_row, results))
 
 
-def quality_row(result: Mapping[str, Any]) -> list[str]:
-    metrics, seconds = result["metrics"], result.get("seconds")
+def sequences() -> str:
+    """Total-step averages, nats per step."""
+    results = [result for result in quality_results() if of_sequences(result)]
+    if not results:
+        return "_Not measured yet._\n"
+    columns = ["recipe", "engine", "seed", *STEPS.values(), "particles", "KL", *RUN]
+    return table(columns, map(sequences_row, results))
+
+
+def sequences_row(result: Mapping[str, Any]) -> list[str]:
+    metrics = result["metrics"]
     return [
         f"`{result['recipe']}`",
         result["engine"],
         str(result["seed"]),
-        *(number(metrics.get(key)) for key in QUALITY),
+        *(f"{metrics[key]['total_step']:.3f}" for key in STEPS),
+        number(metrics["particles"]),
+        number(metrics["kl"]),
+        *run_cells(result),
+    ]
+
+
+def run_cells(result: Mapping[str, Any]) -> list[str]:
+    """The cells of `RUN`."""
+    seconds = result.get("seconds")
+    return [
         published(result.get("published")),
         gate(result.get("gate")),
         result.get("device", NONE),
         number(result.get("epochs")),
         number(seconds and round(seconds / 60)),
+    ]
+
+
+def quality_row(result: Mapping[str, Any]) -> list[str]:
+    metrics = result["metrics"]
+    return [
+        f"`{result['recipe']}`",
+        result["engine"],
+        str(result["seed"]),
+        *(number(metrics.get(key)) for key in QUALITY),
+        *run_cells(result),
     ]
 
 
@@ -164,7 +200,7 @@ def _with_estimators(fits: tuple[str, set[str]]) -> str:
     return f"{kind} ({named})" if named else kind
 
 
-TABLES = {"quality": quality, "speed": speed, "compatibility": compatibility}
+TABLES = {"quality": quality, "sequences": sequences, "speed": speed, "compatibility": compatibility}
 
 
 def renewed(text: str) -> str:

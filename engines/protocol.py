@@ -66,7 +66,8 @@ class Settings:
     """What realising a pair needs besides the pair.
 
     clip: bound on the global gradient norm over both sides, or None. consistency: λ of KL(q(z | t(x)) ‖ q(z | x)), for
-    batches that hold t(x) (`engines/consistency.py`).
+    batches that hold t(x) (`engines/consistency.py`). truncate: steps of a window of truncated backpropagation
+    (`engines/windows.py`).
     """
 
     data_size: int
@@ -79,6 +80,7 @@ class Settings:
     clip: float | None = None
     refinement: Refinement | None = None
     consistency: float | None = None
+    truncate: int | None = None
 
 
 SIDES = ("model", "guide")

@@ -10,12 +10,14 @@ from .protocol import Objective
 from .sites import is_shared
 
 
-def refuse_unsuited(guide: Mapping[str, Any], objective: Objective, plate: str) -> None:
-    """guide: latent site → its message in the trace of either library.
+def refuse_unsuited(
+    guide: Mapping[str, Any], model: Mapping[str, Any], objective: Objective, plate: str, real: Any
+) -> None:
+    """guide, model: site → its message in the trace of either library. real: the library's constraint of that name.
 
     Raises:
         BadInput: draws without a gradient under a pathwise objective; a latent shared by all data under one that
-            weights each datum by itself.
+            weights each datum by itself; one that is not all of R^D under one that moves it along ∇ log p.
     """
     for name, site in guide.items():
         if objective.pathwise and not site["fn"].has_rsample:
@@ -28,6 +30,11 @@ def refuse_unsuited(guide: Mapping[str, Any], objective: Objective, plate: str) 
                 f"the latent {name!r} stands outside the plate {plate!r}, one draw for all data, and the divergence "
                 "weights each datum by itself: use kl without free bits and without the score"
             )
+        if "joint_score" in objective.needs and not _is_real(model[name]["fn"], real):
+            raise BadInput(
+                f"the divergence moves draws along the gradient of log p(x, z) in all of R^D, and the latent {name!r} "
+                "lives elsewhere under the prior: use kl"
+            )
 
 
 def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate: str, real: Any) -> None:
@@ -39,10 +46,7 @@ def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate
     if not latents:
         raise BadInput("the pair has no latent, so its likelihood is exact: evaluate gives it")
     for name in latents:
-        support: Any = model[name]["fn"].support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        if support is not real:
+        if not _is_real(model[name]["fn"], real):
             raise BadInput(
                 f"Hamiltonian Monte Carlo moves in R^D, and the latent {name!r} lives elsewhere under the prior"
             )
@@ -60,6 +64,14 @@ def refuse_shared(sites: Sequence[str]) -> None:
             f"the latent {sites[0]!r} is one draw for all data: importance weights of single data bound nothing, "
             "and one weight for all data would be a single particle's"
         )
+
+
+def _is_real(fn: Any, real: Any) -> bool:
+    """Whether the support of a distribution is all of R^D."""
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is real
 
 
 def _family(fn: Any) -> str:

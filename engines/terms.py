@@ -38,8 +38,10 @@ class Terms(NamedTuple):
         path: latent site → log q(z) with the parameters of q held fixed: its gradient is the path's, through z alone.
         score: latent site → log q(z) with z held fixed: its gradient is the score function.
         score_norm: latent site → ‖∂ log q(z) / ∂η‖², η the logits of a Bernoulli or a categorical, loc and log scale of a
-            normal; other families are missing.
+            normal, a Laplace or a logistic; other families are missing.
         latent: latent site of the data plate → z, (B, D) or (S, B, D). prior_draw: draws from p(z) beside them.
+        joint_score: latent site → ∇_z log p(x | z) and ∇_z log p(z) at the draws, without gradients of their own,
+            stacked (2, …, B, D). For several latents, of all observed and of all latent sites.
         normal: latent site with normal q and p → loc and scale of q, loc and scale of p, stacked (4, …, B, D).
         dream: latent site → log q(z | x) of a z and x that the model drew at fixed parameters, (B,).
 
@@ -59,6 +61,7 @@ class Terms(NamedTuple):
     score_norm: Mapping[str, Array] = NOTHING
     latent: Mapping[str, Array] = NOTHING
     prior_draw: Mapping[str, Array] = NOTHING
+    joint_score: Mapping[str, Array] = NOTHING
     normal: Mapping[str, Array] = NOTHING
     dream: Mapping[str, Array] = NOTHING
     share: Array | None = None

@@ -20,6 +20,7 @@ from .posteriors import (
     UniformBox,
 )
 from .sentence_guide import SentenceGuide, sentence_guide
+from .sequence_guide import sequence_pair
 
 __all__ = [
     "PAIRS",
@@ -43,4 +44,5 @@ __all__ = [
     "SentenceGuide",
     "UniformBox",
     "sentence_guide",
+    "sequence_pair",
 ]

@@ -72,7 +72,8 @@ class BatchNormalisedNormal(PosteriorSpec):
     μ = shift + gain · (m − mean m) / sd m,   over the rows of the batch (fillers too), shift learned, gain fixed.
 
     Beside a standard normal prior a batch's mean KL is at least Σ_j (gain² + shift_j²) / 2. Evaluation takes running
-    moments, which every step moves by `momentum` towards those of its batch.
+    moments, which every batch moves once by `momentum` towards its own: those of x as it is and of m before any
+    refinement, however many particles, refinements, views or dreams the step has beside.
     """
 
     by_datum: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from ..models.batch import Batch
 from ..models.ppl import PPL
 from ..models.sequence import PLATE, SITES, StepOf, across, sequence_model
 from ..models.spec import Network, Spec
-from .pair import Pair, Steps
+from .pair import NativeModel, NoLatents, Pair, Steps
 
 Array = Any
 
@@ -54,9 +54,9 @@ def sequence_pair(
     name: str,
     step: StepOf,
     proposal: ProposalOf,
-    networks: Callable[[Any, Any, int], Mapping[str, Network]],
-    model_spec: type[Spec],
-    guide_spec: type[Spec],
+    networks: Mapping[str, Any] | Callable[[Any, Any, int], Mapping[str, Network]],
+    model_spec: type[Spec] = NativeModel,
+    guide_spec: type[Spec] = NoLatents,
 ) -> Pair:
     """The pair of a step and a proposal: its two programs are for SVI, the step itself is filtered and generates."""
     return Pair(

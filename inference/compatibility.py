@@ -49,6 +49,15 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the posterior {posterior.kind!r} has no gradient through its draws and the divergence "
             f'{divergence.kind!r} needs one: use {scored} with estimator = "score", or {" or ".join(others)}'
         )
+    if "joint_score" in divergence.needs and prior.support != "real":
+        others = [
+            k for k, spec in kinds(Prior).items() if spec.support == "real" and _inside(posterior.support, "real")
+        ]
+        near = f"the prior {' or '.join(others)}, or " if others else ""
+        return (
+            f"the divergence {divergence.kind!r} moves draws along ∇ log p(x, z) in all of R^Z and the prior "
+            f"{prior.kind!r} lives {PLACES[prior.support]}: use {near}the divergence kl"
+        )
     if not posterior.fixed_support and (divergence.weighs or divergence.needs & {"path", "score"}):
         fixed = [
             k for k, spec in kinds(Posterior).items() if spec.fixed_support and _inside(spec.support, prior.support)

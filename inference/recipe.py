@@ -87,6 +87,9 @@ class Fit(Spec):
     aggressive: Aggressive | None = None
     refine: Refine | None = None
     consistency: Consistency | None = None
+    truncate: PositiveInt | None = Field(
+        default=None, description="steps through which gradients pass, in windows that carry the state on; None: all"
+    )
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="bfloat16: operands of the large products only"
@@ -134,7 +137,6 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
     for side, spec in (("model", chosen.model_spec), ("guide", chosen.guide_spec)):
         tables[side] = _validated(spec, raw.get(side, {}), origin, side)
     tables["data"] = _validated(data_spec(chosen), raw.get("data", {}), origin, "data")
-    _refuse_transport(tables.get("divergence"), origin)
     recipe = _validated(Recipe, tables, origin)
     prior, posterior = getattr(recipe.model, "prior", None), getattr(recipe.guide, "posterior", None)
     why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
@@ -206,14 +208,6 @@ def _validated(spec: type[BaseModel], value: Any, origin: str, table: str = "") 
         return spec.model_validate(value)
     except ValidationError as error:
         raise BadInput(f"{origin}: {sentence(spec, error, table)}") from None
-
-
-def _refuse_transport(divergence: Any, origin: str) -> None:
-    if isinstance(divergence, Mapping) and divergence.get("kind") == "svgd":
-        raise BadInput(
-            f"{origin}: divergence.kind = 'svgd' moves particles of the latents and trains neither model nor guide: fit "
-            "with another divergence, and call guidebook.inference.transport(run, batch) on the run"
-        )
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:

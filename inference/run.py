@@ -259,6 +259,7 @@ def program_of(recipe: Recipe, pair: Pair, width: int, data_size: int, *, device
         clip=None if np.isinf(fit.optimiser.clip) else fit.optimiser.clip,
         consistency=fit.consistency.weight if fit.consistency else None,
         refinement=fit.refine.refinement() if fit.refine else None,
+        truncate=fit.truncate,
     )
     networks = pair.realisable(recipe.model, recipe.guide, width) if pair.engine is None else {}
     return load_engine(recipe.engine).Program(pair, networks, settings)

@@ -90,3 +90,20 @@ def test_the_native_files(desk, guidebook, engine):
     assert elbo[-1] > elbo[0] + 0.5
     found = json.loads(guidebook(f"guidebook evaluate runs/{engine} --pair {source} --particles 20 --json"))
     assert found["sites"]["z"]["kl_from"] == "analytic"
+
+
+SEQUENCES = (Path(__file__).parents[1] / "docs" / "sequences.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("engine", ["pyro", "numpyro"])
+def test_the_page_of_sequences(engine, tmp_path, monkeypatch, guidebook):
+    monkeypatch.chdir(tmp_path)
+    story, data = re.findall(r"^```python\n(.*?)^```$", SEQUENCES, re.MULTILINE | re.DOTALL)
+    (tmp_path / "level.py").write_text(story)
+    exec(data, {})
+    fit, evaluate = re.findall(r"^guidebook .*$", SEQUENCES, re.MULTILINE)
+    guidebook(fit.replace("--engine pyro", f"--engine {engine}"))
+    found = json.loads(guidebook(f"{evaluate} --json"))
+    steps = np.load("levels.npz")["x_lengths"].sum()
+    assert 0 < found["steps"] < steps / 4
+    assert found["elbo"]["total_step"] < found["filtered"]["total_step"] < -1.4

@@ -18,7 +18,9 @@ from ..protocol import Batch, Control, Info, OptimiserSpec, Settings, noise_of
 from ..seeds import derive
 from ..terms import Sides
 from ..weights import check
+from ..windows import Carry, windows
 from . import optimise
+from .arrays import stop_gradient
 from .losses import Losses
 from .ppl import seeded
 from .programs import Parameters
@@ -106,19 +108,62 @@ class Program(Losses):
         def gradient(side: int) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
             def loss(moving: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
                 nonlocal sided
+                self.moments = {}
                 terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
                 sided = isinstance(found, Sides)
                 every = found if isinstance(found, Sides) else Sides(found, found, found)
                 mean = (every[side] * terms.weight).sum() / terms.weight.size
                 return mean, (terms.sums(every.value * terms.weight), self.moments)
 
-            return jax.grad(loss, has_aux=True)(moving)
+            if self.settings.truncate is None:
+                return jax.grad(loss, has_aux=True)(moving)
+            return self._through_windows(parameters, moving, arrays, draw, weight)
 
         found, (info, moments) = gradient(1)
         if sided:  # the forward pass is the same again: XLA keeps one
             by_guide, _ = gradient(2)
             found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
         return found | {name: parameters[name] - moment for name, moment in moments.items()}, info
+
+    def _through_windows(
+        self, parameters: Parameters, moving: Parameters, arrays: Any, key: Array, weight: Any
+    ) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
+        """The gradient and the sums over all windows; those of the same length are one compiled loop."""
+        first, *others = windows(arrays, self.settings.truncate)
+
+        def gradient(part: Any, start: Any, number: Any) -> tuple[Parameters, tuple[dict[str, Array], Any]]:
+            def loss(moving: Parameters) -> tuple[Array, tuple[dict[str, Array], Any]]:
+                self.carry = Carry(start)
+                terms, found = self.loss_of(parameters | moving, part, jax.random.fold_in(key, number), weight)
+                found = found * terms.weight
+                sums = terms.sums(found)
+                if start is not None:  # rows that are counted
+                    sums["rows"] = jnp.zeros_like(sums["rows"])
+                return found.sum() / terms.weight.size, (sums, self.carry.last)
+
+            return jax.grad(loss, has_aux=True)(moving)
+
+        def add(one: Any, other: Any) -> Any:
+            return jax.tree.map(jnp.add, one, other)
+
+        found, (info, last) = gradient(first, None, 0)
+        whole = [part for part in others if part["x"].shape == first["x"].shape]
+        if whole:
+            stacked = {name: jnp.stack([part[name] for part in whole]) for name in ("x", "mask")}
+
+            def body(carry: Any, at: Any) -> tuple[Any, None]:
+                found, info, last = carry
+                number, part = at
+                more, (sums, last) = gradient(arrays | part, stop_gradient(last), number)
+                return (add(found, more), add(info, sums), last), None
+
+            numbers = jnp.arange(1, len(whole) + 1)
+            (found, info, last), _ = jax.lax.scan(body, (found, info, last), (numbers, stacked))
+        for part in others[len(whole) :]:
+            more, (sums, last) = gradient(part, stop_gradient(last), len(others))
+            found, info = add(found, more), add(info, sums)
+        self.carry = None
+        return found, (info, {})
 
     def _apply(self, state: State, gradients: Parameters, rates: Any, sides: tuple[str, ...]) -> tuple[State, Info]:
         trained = {name: gradient for name, gradient in gradients.items() if name not in self.momentum}

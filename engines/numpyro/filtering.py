@@ -114,9 +114,10 @@ def _over(fn: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _draw(fn: Any, noise: Array | None, key: Array) -> Array:
-    base: Any = peel(fn)[0]
+    base, _, _ = peel(fn)
     if noise is not None and isinstance(base, Normal):
-        return base.loc + base.scale * noise
+        parts: tuple[Any, Any] = base.loc, base.scale
+        return parts[0] + parts[1] * noise
     return fn.sample(key)
 
 

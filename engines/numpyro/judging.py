@@ -16,7 +16,7 @@ from numpyro.distributions import Normal, constraints
 from ...guides.pair import Pair
 from ...models.spec import Network
 from ..draws import by_row, particle_seeds, standard_normal
-from ..filtering import Filtered, Filtering, common, of_filter, steps_of
+from ..filtering import of_filter
 from ..protocol import Batch, Posterior, Settings
 from ..seeds import derive
 from ..sites import is_shared
@@ -28,25 +28,24 @@ from .arrays import stop_gradient
 from .chains import chain
 from .dreams import asleep
 from .enumeration import weighed
-from .filtering import filtered
 from .noise import CommonNoise
-from .ppl import PPL, seeded
-from .programs import Exchange, Function, Parameters, Realised
+from .particles import Particles, _key, to_numpy
+from .ppl import PPL
+from .programs import Exchange, Function, Parameters
 
 
-class Judging(Realised):
+class Judging(Particles):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone; compiled once a shape."""
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
         super().__init__(pair, nets, settings)
         self.moments: dict[str, Array] = {}
-        """What the running moments are of the batch traced last."""
+        """What the running moments are of the batch, by the first pass since this was emptied."""
         self._families: dict[str, str] = {}
         self._layouts: dict[str, dict[str, Any]] = {}
         self._normals: dict[Any, dict[str, tuple[int, ...]]] = {}
         self._evaluate = jax.jit(self._traced_terms, static_argnums=(4,))
         self._guide_draws = jax.jit(self._traced_draws, static_argnums=(4,))
-        self._filter = jax.jit(self._filtered, static_argnums=(5, 6))
         self._log_joint = jax.jit(self._traced_log_joint)
         self._encode = jax.jit(self._traced_posterior)
         self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
@@ -97,22 +96,6 @@ class Judging(Realised):
             for site, (moments, other) in found.items()
             if all(np.array_equal(one, two, equal_nan=True) for one, two in zip(moments, other, strict=True))
         }
-
-    def filter(
-        self,
-        state: Any,
-        batch: Batch,
-        *,
-        seed: int,
-        particles: int,
-        filtering: Filtering,
-        observed: np.ndarray | None = None,
-    ) -> Filtered:
-        arrays = self.arrays(batch)
-        noise = self._filter_noise(arrays, particles, seed)
-        seen = None if observed is None else jnp.asarray(observed).T
-        found = self._filter(state.parameters, arrays, _key(seed), noise, seen, particles, filtering)
-        return Filtered(*(np.asarray(part) if part.dtype != self.dtype else to_numpy(part) for part in found))
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         latents, _ = self._drawn(state.parameters, self.arrays(batch), seed, particles)
@@ -176,70 +159,33 @@ class Judging(Realised):
         if filtering is not None and training:
             found = self._filtered(parameters, arrays, key, None, None, particles, filtering, training)
             return of_filter(found, arrays["weight"])
-        programs = programs or self.programs(parameters, training=training, exchange=exchange)
-        found = self._two_traces(programs, arrays, key, particles, training, noise)
-        if "dream" not in self.settings.objective.needs:
+        model, guide = programs or self.programs(parameters, training=training, exchange=exchange)
+        needs, still = self.settings.objective.needs, model
+        if "joint_score" in needs:
+            still, _ = self.programs(stop_gradient(parameters), training=training)
+        found = self._two_traces((model, guide, still), arrays, key, particles, training, noise)
+        if "dream" not in needs:
             return found
         model, _ = self.programs(stop_gradient(parameters), training=training)
         _, guide = self.programs(parameters, training=training)
         trace = asleep(model, guide, jax.random.fold_in(key, 2), arrays)
         return found._replace(dream=objective.dream(trace, self.pair.plate))
 
-    def _filtered(
-        self,
-        parameters: Parameters,
-        arrays: Any,
-        key: Array,
-        noise: dict[str, Array] | None,
-        observed: Array | None,
-        particles: int,
-        filtering: Filtering,
-        training: bool = False,
-    ) -> Filtered:
-        """noise: the common one, when judging; None: the key's."""
-        steps = steps_of(self.pair)
-        modules = self.modules(parameters)
-        ppl = PPL(modules, register=False, training=training, dtype=self.dtype)
-        of_ancestors, of_steps, of_networks = jax.random.split(key, 3)
-        x, mask = arrays["x"].swapaxes(0, 1), (arrays["mask"] & (arrays["weight"] > 0)[:, None]).T
-        if noise is None:
-            shape = (len(x), particles, x.shape[1])
-            noise = {"ancestors": jax.random.uniform(of_ancestors, shape, x.dtype)}
-        with handlers.seed(rng_seed=of_networks):
-            step = steps.step(ppl, modules)
-            return filtered(
-                step,
-                steps.proposal(ppl, modules, step),
-                x,
-                mask,
-                particles=particles,
-                spec=filtering,
-                noise=noise,
-                key=of_steps,
-                observed=observed,
-            )
-
-    def _filter_noise(self, arrays: Any, particles: int, seed: int) -> dict[str, np.ndarray]:
-        modules = {name: network.module({}) for name, network in self.networks.items()}
-        step = steps_of(self.pair).step(PPL(modules, register=False, training=False, dtype=self.dtype), modules)
-        rows, steps = arrays["mask"].shape
-        found = common(seed, (steps, particles, rows), step.dim)
-        return {name: value.astype(self.dtype) for name, value in found.items()}
-
     def _two_traces(
         self,
-        programs: tuple[Function, Function],
+        programs: tuple[Function, Function, Function],
         arrays: Any,
         key: Array,
         particles: int,
         training: bool,
         noise: dict[str, Array] | None,
     ) -> Terms:
-        model, guide = programs
+        """programs: model, guide, and the model with its parameters fixed."""
+        model, guide, still = programs
         values = self.values if noise is None else None
         particles = particles if values is None else len(values)
         if particles > 1 and self.broadcasts:
-            model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
+            model, guide, still = (objective.plated(program, particles, self.outermost) for program in programs)
         plate, size, weight = self.pair.plate, self.settings.data_size, arrays["weight"]
         needs = self.settings.objective.needs
 
@@ -251,18 +197,26 @@ class Judging(Realised):
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
-            return terms, {name: both[0][name]["value"] for name in self.momentum if training}
+            if "joint_score" in needs:
+                fixed = handlers.seed(still, jax.random.split(key)[0])  # the noise of objective.traces
+                score = objective.joint_score(fixed, both[0], arrays, plate=plate, data_size=size)
+                terms = terms._replace(joint_score=score)
+            return terms, self._reported(both[0]) if training else {}
 
         if values is not None and self.broadcasts:
             return weighed(found(key, None, values)[0])
         if values is not None:  # one key: the same q(z | x) for every value
             return weighed(objective._stacked(jax.vmap(partial(found, key, None))(values)[0]))
         if particles == 1 or self.broadcasts:
-            terms, self.moments = found(key, noise)
+            terms, moments = found(key, noise)
+            self.moments = self.moments or moments
             return terms
         terms, moments = jax.vmap(found)(jax.random.split(key, particles), noise)
-        self.moments = {name: moment.mean(0) for name, moment in moments.items()}
+        self.moments = self.moments or {name: moment.mean(0) for name, moment in moments.items()}
         return objective._stacked(terms)
+
+    def _reported(self, guide_trace: Any) -> dict[str, Array]:
+        return {name: guide_trace[name]["value"] for name in self.momentum}
 
     def _noise(self, parameters: Parameters, arrays: Any, seed: int, particles: int) -> dict[str, np.ndarray]:
         """ε of every normal latent, (S, …)."""
@@ -357,11 +311,3 @@ class Judging(Realised):
                 self._families[name] = "normal" if isinstance(base, Normal) else type(base).__name__
                 found[name] = moments(site), moments(again[name])
         return found
-
-
-def to_numpy(array: Array) -> np.ndarray:
-    return np.asarray(array, np.float64)
-
-
-def _key(seed: int) -> Array:
-    return seeded(derive(seed, "evaluate"))

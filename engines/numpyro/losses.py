@@ -13,6 +13,7 @@ from ..consistency import joined, views
 from ..protocol import Batch, Refinement
 from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..terms import Sides, Terms
+from ..windows import refuse_windows
 from .arrays import stop_gradient
 from .judging import Judging
 from .programs import Parameters
@@ -32,6 +33,8 @@ class Losses(Judging):
 
     def refuse_settings(self, parameters: Parameters, batch: Batch) -> None:
         """BadInput where the settings ask for what this pair cannot do."""
+        if self.settings.truncate is not None:
+            refuse_windows(self.pair, self.settings.objective)
         if self.settings.refinement:
             key = jax.random.key(0)
             found = jax.eval_shape(lambda arrays: self._amortised(parameters, arrays, key), self.arrays(batch))
@@ -89,5 +92,6 @@ class Losses(Judging):
             return amortised
 
         _, guide = self.programs(parameters, training=True, exchange=noted)
-        handlers.seed(guide, key)(arrays)
+        trace = handlers.trace(handlers.seed(guide, key)).get_trace(arrays)
+        self.moments = self.moments or self._reported(trace)
         return found

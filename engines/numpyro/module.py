@@ -29,6 +29,6 @@ class Realised(eqx.Module):
         return bool(Network(self.spec, dict(self.sizes)).running())
 
     def report(self, **moments: Array) -> None:
-        """What the running moments of these names are of this batch, for the engine to read in the trace."""
+        """What the running moments of these names are of this batch: of several passes over it, the first counts."""
         for name, moment in moments.items():
             numpyro.deterministic(name, lax.stop_gradient(moment))

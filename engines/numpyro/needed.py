@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient as fixed
-from numpyro.distributions import BernoulliLogits, BernoulliProbs, Normal
+from numpyro.distributions import BernoulliLogits, BernoulliProbs, Laplace, Logistic, Normal
 
 from .analytic import peel
 from .arrays import stop_gradient
@@ -33,15 +33,22 @@ def needed(p: Mapping[str, Any], q: Mapping[str, Any], needs: Set[str], plates: 
 
 
 def _score_norm(q: Mapping[str, Any]) -> Array | None:
-    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q: (z − p)² summed for logits."""
+    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q.
+
+    For logits (z − p)², summed. For a loc and a log scale, with ε = (z − loc) / scale and s = −∂ log q / ∂ε, which is ε
+    of a normal, sign ε of a Laplace and tanh(ε / 2) of a logistic: (s / scale)² + (ε s − 1)².
+    """
     (base, depth, mask), z = peel(stop_gradient(q["fn"])), fixed(q["value"])
     parts: Any = base
     if isinstance(base, (BernoulliLogits, BernoulliProbs, OneHotCategorical)):
         squares = (z - parts.probs) ** 2
         depth += isinstance(base, OneHotCategorical)
-    elif isinstance(base, Normal):
+    elif isinstance(base, (Normal, Laplace, Logistic)):
         noise = (z - parts.loc) / parts.scale
-        squares = (noise / parts.scale) ** 2 + (noise**2 - 1) ** 2
+        slope = (
+            noise if isinstance(base, Normal) else jnp.sign(noise) if isinstance(base, Laplace) else jnp.tanh(noise / 2)
+        )
+        squares = (slope / parts.scale) ** 2 + (noise * slope - 1) ** 2
     else:
         return None
     squares = squares.sum(tuple(range(-depth, 0)))

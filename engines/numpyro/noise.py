@@ -34,13 +34,14 @@ class CommonNoise(Messenger):
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
-        base: Any = peel(msg["fn"])[0]
-        path = isinstance(base, Unrolled)
-        if path or isinstance(base, Normal):
-            shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
-            if self.noise is not None and path:
-                base.noise = self.noise[msg["name"]].reshape(shape)
-            elif self.noise is not None:
-                parts: list[Any] = [base.loc, base.scale]
-                loc, scale = (jnp.broadcast_to(part, shape) for part in parts)
-                msg["value"] = loc + scale * self.noise[msg["name"]].reshape(shape)
+        base, _, _ = peel(msg["fn"])
+        if not isinstance(base, (Normal, Unrolled)):
+            return
+        shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
+        noise = None if self.noise is None else self.noise[msg["name"]].reshape(shape)
+        if isinstance(base, Unrolled):
+            base.noise = noise
+        elif noise is not None:
+            parts: list[Any] = [base.loc, base.scale]
+            loc, scale = (jnp.broadcast_to(part, shape) for part in parts)
+            msg["value"] = loc + scale * noise

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.infer.elbo import ELBO
 
 from ...models.errors import BadInput
@@ -22,7 +23,7 @@ from .analytic import analytic_kl
 from .arrays import stop_gradient
 from .dreams import asleep
 from .enumeration import at, support, weighed
-from .needed import needed
+from .needed import _vector, needed
 from .unrolled import given
 
 
@@ -119,6 +120,29 @@ def log_prob(trace: Any, plate: str, data_size: int) -> Array:
     return sum(parts, jnp.zeros(()))
 
 
+def joint_score(
+    model: Callable[..., Any], guide_trace: Any, *args: Any, plate: str, data_size: int, **kwargs: Any
+) -> dict[str, Array]:
+    """`Terms.joint_score` at the latents of the guide's trace, by a pass of the model of its own.
+
+    model: seeded as for the terms, and XLA forms what both passes share once; its parameters fixed.
+    """
+    guide = sites(guide_trace)
+
+    def total(values: dict[str, Array], latent: bool) -> Array:
+        at = {name: {**site, "value": values[name]} for name, site in guide.items()}
+        trace = sites(replayed(model, at, *args, **kwargs))
+        part = {name: site for name, site in trace.items() if (name in guide) == latent}
+        return log_prob(part, plate, data_size).sum()
+
+    fixed = {name: stop_gradient(site["value"]) for name, site in guide.items()}
+    parts = [jax.grad(total)(fixed, latent) for latent in (False, True)]
+    return {
+        name: jnp.stack([_vector(part[name], site, {PARTICLES, plate}) for part in parts])
+        for name, site in guide.items()
+    }
+
+
 def dream(trace: Any, plate: str) -> dict[str, Array]:
     """`Terms.dream` of the guide's trace from `asleep`.
 
@@ -171,7 +195,12 @@ class Loss(ELBO):
                     needs=self.objective.needs,
                     key=jax.random.fold_in(key, 1),
                 )
-                refuse_unsuited(sites(guide_trace), self.objective, self.plate)
+                refuse_unsuited(sites(guide_trace), sites_of, self.objective, self.plate, constraints.real)
+                if "joint_score" in self.objective.needs:
+                    still = handlers.seed(substituted(model, stop_gradient(param_map)), jax.random.split(key)[0])
+                    size = round(float(scale) * rows)
+                    score = joint_score(still, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
+                    made = made._replace(joint_score=score)
                 return made, jnp.asarray(scale)
 
             if "enumeration" in self.objective.needs:
@@ -209,8 +238,11 @@ class Loss(ELBO):
 
 def _stacked(terms: Terms) -> Terms:
     """`Terms` whose arrays a vmap over S draws has stacked, with their axes where they belong."""
-    normal = {site: jnp.moveaxis(value, 0, 1) for site, value in terms.normal.items()}
-    return terms._replace(weight=terms.weight[0], normal=normal)
+    inside = {
+        table: {site: jnp.moveaxis(value, 0, 1) for site, value in getattr(terms, table).items()}
+        for table in ("normal", "joint_score")
+    }
+    return terms._replace(weight=terms.weight[0], **inside)
 
 
 class _PerDatum:

@@ -19,6 +19,7 @@ from numpyro.contrib.control_flow import scan
 from ...models.errors import BadInput
 from ...models.sequence import Step
 from ...models.spec import Network, Spec
+from ..windows import Carry
 from .unrolled import Path
 
 
@@ -50,6 +51,7 @@ class PPL:
         self.used: set[str] = set()
         self.scans = False
         self.paths: list[Any] = []
+        self.carry: Carry | None = None
 
     def sample(self, name: str, fn: Any, obs: Array | None = None) -> Array:
         return numpyro.sample(name, fn, obs=obs)  # pyright: ignore[reportReturnType]
@@ -96,7 +98,7 @@ class PPL:
         return scan(step, carry, xs)
 
     def unroll(self, step: Step, x: Array) -> Path:
-        return Path(step, x, self.paths)
+        return Path(step, x, self.paths, self.carry)
 
     def concatenate(self, xs: Any, axis: int = -1) -> Array:
         xs = tuple(xs)

@@ -22,6 +22,7 @@ from ..protocol import Batch, Settings
 from ..seeds import derive
 from ..sites import is_shared
 from ..suited import refuse_unsuited
+from ..windows import Carry
 from . import networks, objective
 from .enumeration import support
 from .posteriors import Amortised
@@ -51,6 +52,7 @@ class Realised:
         self.shared: tuple[str, ...] = ()
         self.outermost = -2
         self.values: Array | None = None
+        self.carry: Carry | None = None
 
     def programs(
         self, parameters: Parameters, *, training: bool, exchange: Exchange | None = None
@@ -67,6 +69,7 @@ class Realised:
                     if isinstance(module, Amortised)
                 }
             self.ppl = ppl = PPL(modules, register=False, training=training, dtype=self.dtype)
+            ppl.carry = self.carry
             return (
                 lambda arrays: model(ppl, StoryBatch(arrays, size), modules),
                 lambda arrays: guide(ppl, StoryBatch(arrays, size), modules),
@@ -96,7 +99,9 @@ class Realised:
         in_model = self._used()
         objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
         latents = objective.sites(guide_trace)
-        refuse_unsuited(latents, self.settings.objective, self.pair.plate)
+        refuse_unsuited(
+            latents, objective.sites(model_trace), self.settings.objective, self.pair.plate, constraints.real
+        )
         self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
         self.outermost = objective.outermost(guide_trace, model_trace)
         if "enumeration" in self.settings.objective.needs:

@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution, Laplace, Logistic, Normal, constraints
 
 from ...models.sequence import State, Step
+from ..windows import Carry
 from .analytic import peel
 
 Law = Callable[..., Any]
@@ -27,11 +28,11 @@ class Path:
         step: the story's.
         x: the data (T, B, D).
         known: paths drawn by programs of the same run, so that the model does not run the guide's recurrence again.
-        start: h_1; None: the step's own.
+        carry: what another window left, and where this one leaves its last state; None: there is no other.
     """
 
-    def __init__(self, step: Step, x: Array, known: list[Any], start: State | None = None) -> None:
-        self.step, self.x, self.known, self.first = step, x, known, start
+    def __init__(self, step: Step, x: Array, known: list[Any], carry: Carry | None = None) -> None:
+        self.step, self.x, self.known, self.carry = step, x, known, carry
 
     def latents(self, law: Law, reading: Array | None = None) -> Unrolled:
         """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
@@ -55,7 +56,8 @@ class Path:
         key: of networks that draw themselves, as in dropout.
         """
         steps, rows = self.x.shape[:2]
-        first = self.step.start((*particles, rows)) if self.first is None else self.first
+        first = None if self.carry is None else self.carry.start
+        first = self.step.start((*particles, rows)) if first is None else first
         inputs = self.step.inputs(self.x)
 
         def body(h: State, at: Any) -> tuple[State, Any]:
@@ -64,7 +66,9 @@ class Path:
                 z, found = draw(h, one)
                 return self.step.next(h, z, u), (h, (z, found))
 
-        _, (states, drawn) = lax.scan(body, first, (jax.random.split(key, steps), each, inputs))
+        last, (states, drawn) = lax.scan(body, first, (jax.random.split(key, steps), each, inputs))
+        if self.carry is not None:
+            self.carry.last = last
         return jax.tree.map(_time_last, (states, drawn))
 
 

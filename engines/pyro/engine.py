@@ -50,12 +50,17 @@ class Program(Losses):
         noise = derive(self.settings.seed, noise_of(control.sides), control.step)
         others = (value for name, value in state.parameters.items() if self.side[name] not in control.sides)
         with _still(others), self.running(noise):
+            self._reported()
             for batch in batches:
-                terms, found = self.loss_of(self.arrays(batch), control.weight)
-                loss = self._backward(state, terms, found, len(batches))
-                with torch.no_grad():
-                    for key, value in terms.sums(loss).items():
-                        info[key] = info[key] + value if key in info else value
+                for number, (terms, found) in enumerate(self.losses_of(self.arrays(batch), control.weight)):
+                    for name, moment in self._reported().items() if number == 0 else ():
+                        weight = state.parameters[name]
+                        weight.grad = weight - moment if weight.grad is None else weight.grad + weight - moment
+                    loss = self._backward(state, terms, found, len(batches))
+                    with torch.no_grad():
+                        for key, value in terms.sums(loss).items():
+                            if number == 0 or key != "rows":  # those of a later window are counted
+                                info[key] = info[key] + value if key in info else value
         info |= self._update(state, control, len(batches))
         return state, dict(zip(info, torch.stack([value.double() for value in info.values()]).tolist(), strict=True))
 
@@ -81,10 +86,9 @@ class Program(Losses):
                 if side in control.sides:
                     optimiser.param_groups[0]["lr"] = control.learning_rate[side]
                     optimiser.step()
-            reports = batches * (1 if self.broadcasts else self.settings.objective.particles)
             for name in self.momentum.keys() & moving.keys():
                 moment = moving[name]
-                moment.data -= self.momentum[name] / reports * moment.grad  # pyright: ignore[reportOperatorIssue]
+                moment.data -= self.momentum[name] / batches * moment.grad  # pyright: ignore[reportOperatorIssue]
         return {"gradient_norm": norm} | {f"gradient_norm/{name}": own for name, own in norms.items()}
 
     def weights(self, state: State) -> dict[str, np.ndarray]:

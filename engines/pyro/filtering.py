@@ -139,4 +139,5 @@ def _gathered(h: State, index: Tensor) -> State:
 
 
 def _detached(h: State) -> State:
+    """The state as a given one."""
     return tuple(part.detach() for part in h) if isinstance(h, tuple) else h.detach()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ..draws import by_row, particle_seeds
-from ..filtering import Filtered, Filtering, common, of_filter, steps_of
+from ..filtering import of_filter
 from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..sites import is_shared
@@ -26,13 +25,13 @@ from .analytic import peel
 from .chains import chain
 from .dreams import asleep
 from .enumeration import at, weighed
-from .filtering import filtered
 from .noise import CommonNoise
+from .particles import Particles, to_numpy
 from .ppl import _base_name
-from .programs import Function, Realised
+from .programs import Function
 
 
-class Judging(Realised):
+class Judging(Particles):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone."""
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
@@ -98,21 +97,6 @@ class Judging(Realised):
                 and not is_shared(site, self.pair.plate)
                 and _same_moments(site["fn"], again[name]["fn"])
             }
-
-    def filter(
-        self,
-        state: Any,
-        batch: Batch,
-        *,
-        seed: int,
-        particles: int,
-        filtering: Filtering,
-        observed: np.ndarray | None = None,
-    ) -> Filtered:
-        with self._evaluation(seed):
-            seen = None if observed is None else torch.as_tensor(observed).to(self.settings.device).t()
-            found = self._filtered(self.arrays(batch), particles, filtering, seed, seen)
-        return Filtered(*(part.cpu().numpy() if part.dtype != self.dtype else to_numpy(part) for part in found))
 
     def draws(self, state: Any, batch: Batch, *, seed: int, particles: int) -> dict[str, np.ndarray]:
         _, guide = self.programs()
@@ -196,27 +180,6 @@ class Judging(Realised):
             return found
         return found._replace(dream=objective.dream(asleep(*self.programs(), arrays), self.pair.plate))
 
-    def _filtered(
-        self,
-        arrays: dict[str, Tensor],
-        particles: int,
-        filtering: Filtering,
-        seed: int | None,
-        observed: Tensor | None = None,
-    ) -> Filtered:
-        """seed: of the common noise, when judging; None: the generator's."""
-        steps = steps_of(self.pair)
-        step = steps.step(self.ppl, self.networks)
-        x, mask = arrays["x"].transpose(0, 1), (arrays["mask"] & (arrays["weight"] > 0).unsqueeze(-1)).t()
-        shape = (len(x), particles, x.shape[1])
-        if seed is None:
-            noise = {"ancestors": torch.rand(shape, device=x.device, dtype=x.dtype)}
-        else:
-            found = common(seed, shape, step.dim)
-            noise = {name: torch.as_tensor(value).to(x) for name, value in found.items()}
-        proposal = steps.proposal(self.ppl, self.networks, step)
-        return filtered(step, proposal, x, mask, particles=particles, spec=filtering, noise=noise, observed=observed)
-
     def _enumerated_terms(self, programs: tuple[Function, Function], arrays: dict[str, Tensor]) -> Terms:
         assert self.values is not None
         model, guide = self._in_particles(programs, len(self.values)) if self.broadcasts else programs
@@ -233,9 +196,12 @@ class Judging(Realised):
             seeds = [None] * particles if seed is None else particle_seeds(seed, particles)
             return objective._stacked([self._drawn_terms(programs, arrays, 1, one) for one in seeds])
         model, guide = self._in_particles(programs, particles) if particles > 1 else programs
-        return self._terms(
-            *objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays), arrays
-        )
+        guide_trace, model_trace = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
+        found = self._terms(guide_trace, model_trace, arrays)
+        if "joint_score" not in self.settings.objective.needs:
+            return found
+        settings = {"plate": self.pair.plate, "data_size": self.settings.data_size}
+        return found._replace(joint_score=objective.joint_score(model, guide_trace, arrays, **settings))
 
     def _terms(self, guide_trace: Any, model_trace: Any, arrays: dict[str, Tensor]) -> Terms:
         settings = self.settings
@@ -274,16 +240,6 @@ class Judging(Realised):
             site: torch.as_tensor(np.array(value)).to(self.settings.device, self.dtype)
             for site, value in values.items()
         }
-
-    @contextmanager
-    def _evaluation(self, seed: int) -> Iterator[None]:
-        self._training(False)
-        with torch.no_grad(), self.running(derive(seed, "evaluate")):
-            yield
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().cpu().numpy()
 
 
 def _values(trace: Any) -> dict[str, np.ndarray]:

@@ -14,6 +14,8 @@ from ..protocol import Batch, Refinement
 from ..refinement import descended, negative_elbo, refuse_other_guides
 from ..seeds import derive
 from ..terms import Sides, Terms
+from ..windows import Carry, refuse_windows, windows
+from .filtering import _detached
 from .judging import Judging
 from .module import _still
 from .posteriors import Amortised
@@ -23,6 +25,17 @@ from .programs import Exchange
 
 class Losses(Judging):
     """Between judging and the step."""
+
+    def losses_of(self, arrays: dict[str, Tensor], weight: Any) -> Iterator[tuple[Terms, Any]]:
+        """`loss_of` of every window of the batch, each to be differentiated before the next; one where none is cut."""
+        size = self.settings.truncate
+        self.ppl.carry = carry = None if size is None else Carry()
+        for part in windows(arrays, size):
+            yield self.loss_of(part, weight)
+            self.ppl.paths.clear()
+            if carry is not None:
+                carry.start = _detached(carry.last)
+        self.ppl.carry = None
 
     def loss_of(self, arrays: dict[str, Tensor], weight: Any) -> tuple[Terms, Any]:
         """The terms to report, and the loss (B,), or `Sides` of it, at the present parameters."""
@@ -35,6 +48,8 @@ class Losses(Judging):
 
     def refuse_settings(self, batch: Batch) -> None:
         """BadInput where the settings ask for what this pair cannot do."""
+        if self.settings.truncate is not None:
+            refuse_windows(self.pair, self.settings.objective)
         if self.settings.refinement:
             with torch.no_grad(), self.running(derive(self.settings.seed, "init")):
                 found = self._amortised(self.arrays(batch))

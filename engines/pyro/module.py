@@ -24,16 +24,15 @@ class Realised(nn.Module):
     def __init__(self, network: Network, weights: Mapping[str, np.ndarray], dtype: torch.dtype, precision: str) -> None:
         super().__init__()
         self.spec, self.sizes, self.precision = network.spec, dict(network.sizes), precision
+        self.moments: dict[str, Tensor] = {}
         for name, weight in network.spec.layout(**network.sizes).items():
             tensor = torch.tensor(weights[name], dtype=dtype)
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=not weight.momentum))
 
     def report(self, **moments: Tensor) -> None:
-        """What the running moments of these names are of this batch: each gets its distance from there as gradient."""
+        """What the running moments of these names are of this batch: of several passes over it, the first counts."""
         for name, moment in moments.items():
-            weight = self.get_parameter(name)
-            distance = weight.detach() - moment.detach()
-            weight.grad = distance if weight.grad is None else weight.grad + distance
+            self.moments.setdefault(name, moment.detach())
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
+from pyro.distributions import Logistic
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Laplace, Normal, OneHotCategorical
 
 from .analytic import peel
 from .arrays import stop_gradient
@@ -31,14 +32,21 @@ def needed(p: Mapping[str, Any], q: Mapping[str, Any], needs: Set[str], plates: 
 
 
 def _score_norm(q: Mapping[str, Any]) -> Tensor | None:
-    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q: (z − p)² summed for logits."""
+    """‖∂ log q / ∂η‖² of every draw, with the batch shape of q.
+
+    For logits (z − p)², summed. For a loc and a log scale, with ε = (z − loc) / scale and s = −∂ log q / ∂ε, which is ε
+    of a normal, sign ε of a Laplace and tanh(ε / 2) of a logistic: (s / scale)² + (ε s − 1)².
+    """
     (base, depth), z = peel(q["fn"]), q["value"].detach()
     if isinstance(base, (Bernoulli, OneHotCategorical)):
         squares = (z - base.probs.detach()) ** 2
         depth += isinstance(base, OneHotCategorical)
-    elif isinstance(base, Normal):
-        noise = (z - base.loc.detach()) / base.scale.detach()
-        squares = (noise / base.scale.detach()) ** 2 + (noise**2 - 1) ** 2
+    elif isinstance(base, (Normal, Laplace, Logistic)):
+        parts: Any = base
+        scale = parts.scale.detach()
+        noise = (z - parts.loc.detach()) / scale
+        slope = noise if isinstance(base, Normal) else noise.sign() if isinstance(base, Laplace) else (noise / 2).tanh()
+        squares = (slope / scale) ** 2 + (noise * slope - 1) ** 2
     else:
         return None
     return squares.sum(tuple(range(-depth, 0))) if depth else squares

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ..terms import TABLES, Sides, Terms
 from .analytic import analytic_kl
 from .dreams import asleep
 from .enumeration import at, support, weighed
-from .needed import needed
+from .needed import _vector, needed
 from .ppl import _base_name
 from .precision import _reaching
 from .unrolled import given
@@ -101,12 +102,30 @@ def terms(
 
 def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
     """Σ over sites of one trace, per datum: (B,) or (S, B)."""
-    found = sites(trace)
-    rows = rows_of(found, plate) if found else 0
-    return sum(
-        (_PerDatum(site, plate, rows, data_size)(site["fn"].log_prob(site["value"])) for site in found.values()),
-        torch.zeros(()),
-    )
+    return _log_prob_of(sites(trace), plate, data_size)
+
+
+def joint_score(
+    model: Callable[..., Any], guide_trace: Any, *args: Any, plate: str, data_size: int, **kwargs: Any
+) -> dict[str, Tensor]:
+    """`Terms.joint_score` at the latents of the guide's trace, by a pass of the model of its own."""
+    guide = sites(guide_trace)
+    values = {name: site["value"].detach().requires_grad_() for name, site in guide.items()}
+    leaves = list(values.values())
+    with torch.enable_grad(), _reaching(leaves):
+        trace = sites(poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs))
+        parts = ({n: s for n, s in trace.items() if (n in guide) == latent} for latent in (False, True))
+        totals = [_log_prob_of(part, plate, data_size).sum() for part in parts]
+        gradients = [
+            torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for total in totals
+        ]
+    found: dict[str, Tensor] = {}
+    for (name, site), *both in zip(guide.items(), *gradients, strict=True):
+        score = torch.stack([_vector(gradient, site, {PARTICLES, plate}) for gradient in both])
+        story_name = _base_name(name, site)
+        found[story_name] = torch.cat((found[story_name], score), -1) if story_name in found else score
+    return found
 
 
 def dream(trace: Any, plate: str) -> dict[str, Tensor]:
@@ -146,7 +165,10 @@ class Loss(ELBO):
             rows = rows_of(sites(model_trace), self.plate)
             size = frames_of(sites(model_trace), self.plate)[0].full_size or rows
             made = terms(guide_trace, model_trace, plate=self.plate, data_size=size, needs=self.objective.needs)
-            refuse_unsuited(sites(guide_trace), self.objective, self.plate)
+            refuse_unsuited(sites(guide_trace), sites(model_trace), self.objective, self.plate, constraints.real)
+            if "joint_score" in self.objective.needs:
+                score = joint_score(model, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
+                made = made._replace(joint_score=score)
             return made, size / rows
 
         by_name: dict[Tensor, str] = {}
@@ -207,6 +229,14 @@ def _backward(loss: Sides, model: Sequence[Tensor], guide: Sequence[Tensor]) -> 
                 side.backward(inputs=reached, retain_graph=True)
 
 
+def _log_prob_of(found: Mapping[str, Any], plate: str, data_size: int) -> Tensor:
+    rows = rows_of(found, plate) if found else 0
+    return sum(
+        (_PerDatum(site, plate, rows, data_size)(site["fn"].log_prob(site["value"])) for site in found.values()),
+        torch.zeros(()),
+    )
+
+
 class _PerDatum:
     """Brings a log-probability of one site to (B,) or (S, B).
 
@@ -248,7 +278,7 @@ def _stacked(terms: Sequence[Terms]) -> Terms:
     """(S, B) terms from S single draws."""
 
     def stacked(table: str) -> dict[str, Tensor]:
-        dim = 1 if table == "normal" else 0
+        dim = 1 if table in ("normal", "joint_score") else 0
         return {
             site: torch.stack([getattr(one, table)[site] for one in terms], dim) for site in getattr(terms[0], table)
         }

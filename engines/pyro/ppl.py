@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...models.errors import BadInput
 from ...models.sequence import Step
 from ...models.spec import Network, Spec
+from ..windows import Carry
 from .unrolled import Path
 
 _TIME = "time step"
@@ -52,6 +53,7 @@ class PPL:
         self.dtype, self.device = dtype, device
         self.used: set[str] = set()
         self.paths: list[Any] = []
+        self.carry: Carry | None = None
 
     def sample(self, name: str, fn: Any, obs: Tensor | None = None) -> Tensor:
         return pyro.sample(name, fn, obs=obs)
@@ -85,7 +87,7 @@ class PPL:
         return carry, _stack(outputs)
 
     def unroll(self, step: Step, x: Tensor) -> Path:
-        return Path(step, x, self.paths)
+        return Path(step, x, self.paths, self.carry)
 
     def concatenate(self, xs: Any, axis: int = -1) -> Tensor:
         xs = tuple(xs)

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ...guides.pair import Pair
@@ -79,7 +80,9 @@ class Realised:
                 _refuse_two_networks(trace)
             objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
             latents = objective.sites(guide_trace)
-            refuse_unsuited(latents, self.settings.objective, self.pair.plate)
+            refuse_unsuited(
+                latents, objective.sites(model_trace), self.settings.objective, self.pair.plate, constraints.real
+            )
             self.shared = tuple(name for name, site in latents.items() if is_shared(site, self.pair.plate))
             self.outermost = objective.outermost(guide_trace, model_trace)
             if "enumeration" in self.settings.objective.needs:
@@ -152,6 +155,16 @@ class Realised:
         self.training = mode
         for network in self.networks.values():
             network.train(mode)
+
+    def _reported(self) -> dict[str, Tensor]:
+        """Running moment → what it is of the first pass since this was asked last."""
+        found: dict[str, Tensor] = {}
+        for name in self.momentum:
+            network, _, weight = name.partition(".")
+            moments: Any = self.networks[network].moments
+            if weight in moments:
+                found[name] = moments.pop(weight)
+        return found
 
     def _used(self) -> set[str]:
         used, self.ppl.used = self.ppl.used, set()

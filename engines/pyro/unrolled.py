@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Laplace, Normal
 
 from ...models.sequence import State, Step
+from ..windows import Carry
 from .analytic import peel
 
 Law = Callable[..., Any]
@@ -27,11 +28,11 @@ class Path:
         step: the story's.
         x: the data (T, B, D).
         known: paths drawn by programs of the same run, so that the model does not run the guide's recurrence again.
-        start: h_1; None: the step's own.
+        carry: what another window left, and where this one leaves its last state; None: there is no other.
     """
 
-    def __init__(self, step: Step, x: Tensor, known: list[Any], start: State | None = None) -> None:
-        self.step, self.x, self.known, self.first = step, x, known, start
+    def __init__(self, step: Step, x: Tensor, known: list[Any], carry: Carry | None = None) -> None:
+        self.step, self.x, self.known, self.carry = step, x, known, carry
 
     def latents(self, law: Law, reading: Tensor | None = None) -> Unrolled:
         """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
@@ -53,13 +54,16 @@ class Path:
         """States h_1 … h_T of the latents that `draw` gives, and what it gives."""
         steps, rows = self.x.shape[:2]
         inputs = self.step.inputs(self.x)
-        h = self.step.start((*particles, rows)) if self.first is None else self.first
+        first = None if self.carry is None else self.carry.start
+        h = self.step.start((*particles, rows)) if first is None else first
         states, drawn = [], []
         for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
             states.append(h)
             drawn.append(draw(h, time))
-            if time < steps - 1:
+            if time < steps - 1 or self.carry is not None:
                 h = self.step.next(h, drawn[-1][0], u)
+        if self.carry is not None:
+            self.carry.last = h
         return _stacked(states), drawn
 
 

@@ -10,6 +10,7 @@ from .f_divergence import FDivergence
 from .filtering import FIVO
 from .importance import CUBO, IWAE, TVO, Renyi
 from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
+from .svgd import SVGD
 from .wake_sleep import ReweightedWakeSleep
 
 
@@ -28,6 +29,7 @@ Divergence = Annotated[
     | ReweightedWakeSleep
     | InfoVAE
     | Stein
+    | SVGD
     | TargetRate
     | MinimumRate
     | GeometricJensenShannon
@@ -41,6 +43,7 @@ __all__ = [
     "FIVO",
     "IWAE",
     "KL",
+    "SVGD",
     "TVO",
     "Divergence",
     "FDivergence",

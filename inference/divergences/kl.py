@@ -141,8 +141,8 @@ class KL(Objectives):
         for site in terms.score:
             if site not in terms.score_norm:
                 raise BadInput(
-                    f'the baseline "optimal" knows the score of Bernoulli, categorical and normal latents only, and '
-                    f'{site!r} is of another family: use baseline = "others"'
+                    'the baseline "optimal" knows the score of Bernoulli, categorical, normal, Laplace and logistic '
+                    f'latents only, and {site!r} is of another family: use baseline = "others"'
                 )
         norm = namespace(signal).stop_gradient(particles_first(sum(terms.score_norm.values(), 0.0)))
         others = namespace(norm).like(1.0 - np.eye(len(norm)), norm)  # differences of sums would cancel

@@ -99,7 +99,7 @@ class _Standardised(Messenger):
     def _pyro_sample(self, msg):
         if msg["name"] in self.noise and not msg["is_observed"]:
             noise = torch.as_tensor(self.noise[msg["name"]])
-            msg["value"], msg["done"] = msg["fn"].mean + msg["fn"].stddev * noise, True
+            msg["value"] = msg["fn"].mean + msg["fn"].stddev * noise
 
 
 def replaying(engine, pair, noise):

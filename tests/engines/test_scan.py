@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal, norm
 from guidebook import engines
 from guidebook.engines.seeds import derive
 from guidebook.guides import Pair
-from guidebook.inference import KL
+from guidebook.inference import KL, SVGD
 from guidebook.models import MLP, Batch
 
 pytestmark = pytest.mark.usefixtures("_float64")
@@ -255,3 +255,16 @@ def test_particles_under_stock_svi(both, engine):
     total = exact.sum(1)
     error = total.std() * (1 / 4000 + 1 / particles) ** 0.5
     assert abs(value - total.mean()) < 4.5 * error
+
+
+def test_scores_are_those_of_the_joint_density(both, engine):
+    """∇_z of both its parts, time before dimension: (x − z) / r, and −Σ⁻¹ z, which later steps have a part in."""
+    program, batch = both.program(engine, PAIR, data_size=30, divergence=SVGD(particles=S)), data(both)
+    state = program.load_weights(program.init(batch), EXACT)
+    found, draws = (call(state, batch, seed=3, particles=S) for call in (program.terms, program.draws))
+    z = draws["z"]
+    np.testing.assert_allclose(found.latent["z"].reshape(z.shape), z, rtol=1e-12)
+    likelihood, prior = found.joint_score["z"].reshape(2, *z.shape)
+    np.testing.assert_allclose(likelihood, (batch["x"] - z) / R, rtol=1e-9, atol=1e-12)
+    exact = -np.einsum("ts,nbsd->nbtd", np.linalg.inv(covariance(T)), z)
+    np.testing.assert_allclose(prior, exact, rtol=1e-9, atol=1e-12)

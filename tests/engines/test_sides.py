@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpyro.infer import SVI
 
-from guidebook.inference import IWAE, KL, Fisher, InfoVAE, ReweightedWakeSleep, Stein
+from guidebook.inference import IWAE, KL, SVGD, Fisher, InfoVAE, ReweightedWakeSleep, Stein
 
 X = np.array([0.3, -1.2, 2.0])
 NOISE = 0.8
@@ -68,7 +68,9 @@ def test_at_the_posterior_sticking_the_landing_leaves_the_guide_alone_and_fits_t
     assert found["shift"] == pytest.approx(evidence_slope(), abs=4.5 * SPREAD / NOISE**2 * 3**0.5 / 8)
 
 
-@pytest.mark.parametrize("divergence", [IWAE(particles=64, estimator="dreg"), ReweightedWakeSleep(particles=64)])
+@pytest.mark.parametrize(
+    "divergence", [IWAE(particles=64, estimator="dreg"), ReweightedWakeSleep(particles=64), SVGD(particles=64)]
+)
 def test_both_sides_go_down_their_own_slope(engine, divergence):
     found = gradients(engine, divergence, moved=0.3)
     assert found["shift"] == pytest.approx(evidence_slope(), abs=0.6)

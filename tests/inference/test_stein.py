@@ -10,7 +10,6 @@ import pytest
 
 from guidebook.guides import PAIRS
 from guidebook.inference import fit, transport
-from guidebook.inference.recipe import override, parse
 from guidebook.models import BadInput
 
 D, Z, S = 4, 2, 0.7
@@ -101,10 +100,3 @@ def test_what_cannot_be_transported_is_refused(linear, engine, tmp_path):
     )
     with pytest.raises(BadInput, match="'z' is discrete"):
         transport(discrete, batch)
-
-
-def test_a_recipe_that_names_it_is_told_where_it_is():
-    with pytest.raises(BadInput, match=r"guidebook\.inference\.transport"):
-        parse({"divergence": {"kind": "svgd", "particles": 10}, "data": {"corpus": "stdlib_docs"}})
-    with pytest.raises(BadInput, match=r"guidebook\.inference\.transport"):
-        override(parse({"data": {"corpus": "stdlib_docs"}}), ["divergence.kind=svgd"])
