@@ -104,7 +104,7 @@ class Unrolled(TorchDistribution):
         states, drawn = self.path.run(particles, draw)
         z = torch.stack([one for one, _ in drawn], -3)
         laws = [fn for _, fn in drawn]
-        if type(peel(laws[0])[0]) in _STACKED:
+        if isinstance(peel(laws[0])[0], _STACKED):
             self.drawn = z, _together(laws, self.batch_shape)
         self.path.known.append((self.path.step, z, states))
         return z
