@@ -1,7 +1,7 @@
 """The variational autoencoder of vectors (Kingma & Welling 2014; Rezende et al. 2014).
 
     z ~ p(z)
-    x ~ p(x | f),   f = decoder(z),   p Bernoulli or diagonal Gaussian
+    x ~ p(x | f),   f = decoder(z),   p Bernoulli, diagonal Gaussian, a mixture, or of pen strokes
 
 With `decoder_prior_scale` s the decoder's weights are latents too, drawn once for all data (appendix F):
 
@@ -55,6 +55,8 @@ class VAEModel(Spec):
                 f"model.likelihood.kind = {self.likelihood.kind!r} is for x from 0 to 1, and here it goes from {x.min():g} "
                 f"to {x.max():g}: scale x, or choose the kind gaussian"
             )
+        if not unit:
+            self.likelihood.refuse(x)
         return {**arrays, "x": x if x.dtype.kind == "f" else x.astype(np.float32)}
 
     def networks(self, width: int) -> dict[str, Network]:
