@@ -87,12 +87,15 @@ class Completed:
             return figures.completion(self.mean, self.observed, truth, self.data["steps_per_beat"], title)
         if kind == "strokes":
             return figures.drawings([restored(path, self.data) for path in self.draws(_DRAWINGS)])
-        parts = self.mean, *map(self.quantile, BAND), self.truth
+        low, high = map(self.quantile, BAND)
+        parts = self.mean, low, high, self.truth
         if kind == "sound":
             frame = self.x.shape[-1]
-            waves = [restored(part, self.data)[:, None] for part in parts]
-            return figures.bands(*waves, np.repeat(self.observed, frame), self.data["sample_rate"], title)
-        return figures.bands(*(part[:, :_FEATURES] for part in parts), self.observed, None, title)
+            mean, low, high, truth = (restored(part, self.data)[:, None] for part in parts)
+            seen, rate = np.repeat(self.observed, frame), self.data["sample_rate"]
+            return figures.bands(mean, low, high, truth, seen, rate, title)
+        mean, low, high, truth = (part[:, :_FEATURES] for part in parts)
+        return figures.bands(mean, low, high, truth, self.observed, None, title)
 
     @property
     def header(self) -> tuple[str, ...]:

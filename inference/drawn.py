@@ -64,7 +64,9 @@ def forecast_files(
     picture = found.picture(f"row {row} of the {split} split, and what may follow step {found.about['given']}")
     drawn = found.draws(1, seed)
     name = f"{split}-{row}"
-    return Forecast(found, write_sequences(drawn, run.dataset.about, out or run.folder / "forecasts", name, picture))
+    return Forecast(
+        found, write_sequences(list(drawn), run.dataset.about, out or run.folder / "forecasts", name, picture)
+    )
 
 
 def _listed(files: list[Path]) -> str:

@@ -60,7 +60,7 @@ def completion(
     figure = Figure(figsize=(10, 1.6 + 0.065 * (high - low)), layout="constrained")
     axes, unit, image = figure.subplots(), steps_per_beat or 1, None
     edges = np.flatnonzero(np.diff(observed)) + 1
-    for start, part in zip([0, *edges], np.split(notes, edges), strict=True):
+    for start, part in zip([0, *edges.tolist()], np.split(notes, edges), strict=True):
         heard = observed[start]
         drawn = _roll(axes, part, start, low, high, _HEARD if heard else _EXPECTED, steps_per_beat)
         image = image if heard else drawn

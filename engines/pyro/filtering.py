@@ -32,7 +32,10 @@ def filtered(
     """
     steps, rows = x.shape[:2]
     whole = observed is None or bool(observed.all())
-    inputs, reading = step.inputs(x) if whole else None, proposal.reading(x, mask if whole else mask & observed)
+    inputs, reading = (
+        step.inputs(x) if whole else None,
+        proposal.reading(x, mask if whole or observed is None else mask & observed),
+    )
     h = step.start((particles, rows))
     log_weight = x.new_zeros(particles, rows)
     likelihood, prior, posterior = [log_weight] * 3

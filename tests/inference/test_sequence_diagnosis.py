@@ -55,20 +55,20 @@ def test_latents_have_time_and_the_densities_are_those_at_the_draws(run):
         ("chain", "draw", "sequences"),
         ("sequences", "time", "x_dim"),
     )
-    lengths = tree["constant_data"]["length"].values
+    lengths = np.asarray(tree["constant_data"]["length"])
     assert lengths.tolist() == run.dataset.splits["train"].lengths.tolist()
     after = np.arange(z.sizes["time"]) >= lengths[:, None]
-    np.testing.assert_array_equal(np.isnan(z.values[0, ..., 0]), np.broadcast_to(after, (6, *after.shape)))
-    np.testing.assert_array_equal(np.isnan(x.values[..., 0]), after)
+    np.testing.assert_array_equal(np.isnan(np.asarray(z)[0, ..., 0]), np.broadcast_to(after, (6, *after.shape)))
+    np.testing.assert_array_equal(np.isnan(np.asarray(x)[..., 0]), after)
     for row, length in enumerate(lengths):
-        seen, path = x.values[row, :length, 0], z.values[0, :, row, :length, 0]
+        seen, path = np.asarray(x)[row, :length, 0], np.asarray(z)[0, :, row, :length, 0]
         likelihood = norm.logpdf(seen, path, np.sqrt(R)).sum(-1)
         before = np.concatenate([np.zeros((6, 1)), path[:, :-1]], 1)
         prior = norm.logpdf(path, A * before, np.sqrt(Q)).sum(-1)
-        np.testing.assert_allclose(tree["log_likelihood"]["x"].values[0, :, row], likelihood, rtol=1e-9)
-        np.testing.assert_allclose(tree["sample_stats"]["lp"].values[0, :, row], likelihood + prior, rtol=1e-9)
+        np.testing.assert_allclose(np.asarray(tree["log_likelihood"]["x"])[0, :, row], likelihood, rtol=1e-9)
+        np.testing.assert_allclose(np.asarray(tree["sample_stats"]["lp"])[0, :, row], likelihood + prior, rtol=1e-9)
         # the guide is the smoother, so that each weight is p(x)
-        np.testing.assert_allclose(tree["sample_stats"]["log_weight"].values[0, :, row], evidence(seen), rtol=1e-7)
+        np.testing.assert_allclose(np.asarray(tree["sample_stats"]["log_weight"])[0, :, row], evidence(seen), rtol=1e-7)
 
 
 def test_the_report_of_sequences(run):

@@ -93,6 +93,7 @@ def test_the_smoother_is_the_exact_one(gaussian, proposal):
         error = found.log_evidence_standard_error
         assert 0 < error < 0.1
         assert abs(found.log_evidence - evidence) < 4 * error
+    assert found.mean_standard_error is not None
     z_scores = (found.mean[:, 0] - mean) / found.mean_standard_error[:, 0]
     assert np.sqrt((z_scores**2).mean()) < 1.8
     independent = np.minimum(found.distinct, 8 * PARTICLES)
