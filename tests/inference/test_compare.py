@@ -88,6 +88,7 @@ def test_every_divergence_says_what_it_is(spec):
     assert spec.bounds in ("below", "above", "nothing")
     kind = spec.model_fields["kind"].default
     more = ["divergence.nats=3.0"] if spec.model_fields.get("nats") else []
-    recipe = override(parse({"data": {"corpus": "stdlib_docs"}}), [f"divergence.kind={kind}", *more])
+    of_sequences = {"pair": "vrnn"} if kind == "fivo" else {"data": {"corpus": "stdlib_docs"}}
+    recipe = override(parse(of_sequences), [f"divergence.kind={kind}", *more])
     assert recipe.divergence == spec(**({"nats": 3.0} if more else {}))
     assert kind in (DOCS / "divergences.md").read_text(encoding="utf-8")
