@@ -12,7 +12,7 @@ import pytest
 
 from guidebook.engines.protocol import Control
 from guidebook.guides import PAIRS, Pair
-from guidebook.inference import Run, fit, load
+from guidebook.inference import Run, evaluate, fit, load
 from guidebook.inference.files import read_arrays
 from guidebook.inference.recipe import parse, read
 from guidebook.inference.resolve import resolve
@@ -379,4 +379,45 @@ def test_a_gradient_that_is_not_finite_names_its_parameters(tmp_path, engine):
 
 
 def test_every_pair_of_the_table_is_tried_here():
-    assert set(PAIRS) == {"sentence_vae", "language_model", "vae"}
+    assert set(PAIRS) == {"sentence_vae", "language_model", "vae", *SEQUENCES}
+
+
+SEQUENCES = ("vrnn", "linear_gaussian")
+
+
+@pytest.mark.parametrize(
+    ("pair", "setting"),
+    [("vrnn", "divergence.kind=fivo"), ("vrnn", "fit.truncate=4"), ("linear_gaussian", "guide.proposal=filtering")],
+)
+@pytest.mark.parametrize(("engine", "other"), [("pyro", "numpyro"), ("numpyro", "pyro")])
+def test_sequences_are_fitted_resumed_and_judged_alike(pair, engine, other, setting, tmp_path):
+    rng = np.random.default_rng(0)
+    data = {"x": (rng.random((60, 3)) < 0.3).astype(np.float32), "x_lengths": np.array([7, 3] * 6)}
+    wanted = (setting, "fit.batch_size=4", "data.buckets=1", "data.valid=0", "data.test=0")
+    whole, halves = (
+        fit(
+            PAIRS[pair],
+            *wanted,
+            f"fit.max_steps={steps}",
+            engine=engine,
+            data=data,
+            out=tmp_path / name,
+            progress=False,
+        )
+        for name, steps in (("whole", 4), ("halves", 2))
+    )
+    halves = fit(
+        PAIRS[pair],
+        *wanted,
+        "fit.max_steps=4",
+        engine=engine,
+        data=data,
+        out=tmp_path / "halves",
+        resume=True,
+        progress=False,
+    )
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(weight, halves.weights[name], err_msg=name)
+    one, two = (evaluate(run, particles=4, repeats=1) for run in (whole, whole.on(other)))
+    for bound in ("elbo", "iw", "filtered"):
+        assert getattr(one, bound).total_step == pytest.approx(getattr(two, bound).total_step, rel=1e-4)
