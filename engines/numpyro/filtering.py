@@ -35,7 +35,8 @@ def filtered(
     draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
     """
     steps, rows = x.shape[:2]
-    inputs, reading = step.inputs(x) if observed is None else None, proposal.reading(x, mask)
+    inputs = step.inputs(x, step.start((rows,))) if observed is None else None
+    reading = proposal.reading(x, mask)
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:
@@ -57,7 +58,7 @@ def filtered(
             of_data, of_prior, of_proposal = (jnp.where(counts, one, 0.0) for one in scores)
             likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
             log_weight = log_weight + of_data + of_prior - of_proposal
-            after = step.next(h, z, u if seen is None else step.inputs(x_t))
+            after = step.next(h, z, u if seen is None else _first(step.inputs(x_t[None], h)))
         h = _where(real[:, None], after, h)
         chosen, index, share = _ancestors(log_weight, uniform, spec, ~last)
         gain = jnp.where(chosen, jax.nn.logsumexp(log_weight, 0) - math.log(particles), 0.0)
@@ -107,6 +108,10 @@ def _ancestors(log_weight: Array, uniform: Array, spec: Filtering, wanted: Array
     index = jax.vmap(lambda one, at: jnp.searchsorted(one, at, side="right"), (1, 1), 1)(below / below[-1], place)
     index = jnp.minimum(index, particles - 1)
     return chosen, jnp.where(chosen, index, own), share
+
+
+def _first(inputs: Array | None) -> Array | None:
+    return None if inputs is None else inputs[0]
 
 
 def _over(fn: Any, shape: tuple[int, ...]) -> Any:

@@ -56,7 +56,7 @@ class Path:
         """
         steps, rows = self.x.shape[:2]
         first = self.step.start((*particles, rows)) if self.first is None else self.first
-        inputs = self.step.inputs(self.x)
+        inputs = self.step.inputs(self.x, self.step.start((rows,)) if self.first is None else first)
 
         def body(h: State, at: Any) -> tuple[State, Any]:
             key, one, u = at

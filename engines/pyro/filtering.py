@@ -32,7 +32,8 @@ def filtered(
     """
     steps, rows = x.shape[:2]
     whole = observed is None or bool(observed.all())
-    inputs, reading = step.inputs(x) if whole else None, proposal.reading(x, mask)
+    inputs = step.inputs(x, step.start((rows,))) if whole else None
+    reading = proposal.reading(x, mask)
     h = step.start((particles, rows))
     log_weight = x.new_zeros(particles, rows)
     likelihood, prior, posterior = [log_weight] * 3
@@ -61,7 +62,7 @@ def filtered(
         of_data, of_prior, of_proposal = (torch.where(counts, score, 0.0) for score in scores)
         likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
         log_weight = log_weight + of_data + of_prior - of_proposal
-        after = step.next(h, z, step.inputs(x_t) if u is None and not whole else u)
+        after = step.next(h, z, u if whole else _first(step.inputs(x_t.unsqueeze(0), h)))
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
         data.append(x_t)
@@ -113,6 +114,10 @@ def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering) -> tuple[Te
     index = torch.searchsorted((below / below[-1]).t().contiguous(), place.t().contiguous(), right=True).t()
     index = index.clamp(max=particles - 1)
     return chosen, torch.where(chosen, index, own), share
+
+
+def _first(inputs: Tensor | None) -> Tensor | None:
+    return None if inputs is None else inputs[0]
 
 
 def _over(fn: Any, shape: tuple[int, ...]) -> Any:

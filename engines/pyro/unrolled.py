@@ -52,8 +52,8 @@ class Path:
     ) -> tuple[State, list[tuple[Tensor, Any]]]:
         """States h_1 … h_T of the latents that `draw` gives, and what it gives."""
         steps, rows = self.x.shape[:2]
-        inputs = self.step.inputs(self.x)
         h = self.step.start((*particles, rows)) if self.first is None else self.first
+        inputs = self.step.inputs(self.x, self.step.start((rows,)) if self.first is None else h)
         states, drawn = [], []
         for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
             states.append(h)
