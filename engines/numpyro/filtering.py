@@ -32,11 +32,12 @@ def filtered(
     """Runs S particles through x (T, B, D); steps outside mask (T, B) change nothing.
 
     noise: "ancestors" (T, S, B) uniform in [0, 1), and "latents" (T, S, B, Z), ε of normal latents, or nothing for
-    draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
+    draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, x_t is drawn, and the
+    proposals of other steps read 0 for it.
     """
     steps, rows = x.shape[:2]
     inputs = step.inputs(x, step.start((rows,))) if observed is None else None
-    reading = proposal.reading(x, mask)
+    reading = proposal.reading(x if observed is None else jnp.where(observed[..., None], x, 0.0), mask)
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:

@@ -28,12 +28,13 @@ def filtered(
     """Runs S particles through x (T, B, D); steps outside mask (T, B) change nothing.
 
     noise: "ancestors" (T, S, B) uniform in [0, 1), and "latents" (T, S, B, Z), ε of normal latents, or nothing for the
-    generator's. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
+    generator's. observed: (T, B), false where x_t is not known: the prior proposes there, x_t is drawn, and
+    the proposals of other steps read 0 for it.
     """
     steps, rows = x.shape[:2]
     whole = observed is None or bool(observed.all())
     inputs = step.inputs(x, step.start((rows,))) if whole else None
-    reading = proposal.reading(x, mask)
+    reading = proposal.reading(x if whole else torch.where(observed.unsqueeze(-1), x, 0.0), mask)
     h = step.start((particles, rows))
     log_weight = x.new_zeros(particles, rows)
     likelihood, prior, posterior = [log_weight] * 3

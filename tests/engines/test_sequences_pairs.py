@@ -288,10 +288,10 @@ def test_what_is_drawn_is_read_by_what_follows(both, engine, setting):
     """Forecasts and gaps: with x_2 unknown, all that follows is of the particles' own x_2, as if it had been seen."""
     pair, networks = chosen(setting)
     x, many = notes(), 3
-    batch = batch_of(x, [T] * B)
-    program, state = started(both, engine, pair, networks, batch)
+    program, state = started(both, engine, pair, networks, batch_of(x, [T] * B))
     seen = np.ones((B, T), bool)
     seen[:, 1] = False
+    batch = batch_of(np.where(seen[..., None], x, np.nan), [T] * B)
     spec = Filtering("none")
     found = program.filter(state, batch, seed=0, particles=many, filtering=spec, observed=seen)
     assert (found.data[[0, 2, 3]] == x.transpose(1, 0, 2)[[0, 2, 3], None]).all()
