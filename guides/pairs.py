@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from ..models.dmm import DMMModel, DMMStep
 from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
 from ..models.linear_gaussian import LinearGaussianModel, LinearGaussianStep
 from ..models.sentence_vae import SITES as SENTENCE_SITES
 from ..models.sentence_vae import SentenceModel, sentence_vae
 from ..models.spec import Network
+from ..models.srnn import SRNNModel, SRNNStep
 from ..models.vae import SITES as VAE_SITES
 from ..models.vae import VAEModel, vae
 from ..models.vrnn import VRNNModel, VRNNStep
+from .dmm_guide import DMMGuide, DMMProposal
 from .linear_gaussian_guide import LinearGaussianGuide, LinearGaussianProposal
 from .pair import NoLatents, Pair
 from .sentence_guide import SentenceGuide, sentence_guide
 from .sequence_guide import sequence_pair
+from .srnn_guide import SRNNGuide, SRNNProposal
 from .vae_guide import VAEGuide, vae_guide
 from .vrnn_guide import VRNNGuide, VRNNProposal
 
@@ -59,13 +63,29 @@ VAE = Pair(
     sites=VAE_SITES,
 )
 
-VRNN = sequence_pair(
-    "vrnn",
-    VRNNStep,
-    VRNNProposal,
-    lambda model, guide, width: model.networks(width) | guide.networks(model),
-    VRNNModel,
-    VRNNGuide,
+
+def _vrnn_networks(model: VRNNModel, guide: VRNNGuide, width: int) -> dict[str, Network]:
+    sizes = {"read": model.features, "state": model.cell.hidden, "latent": model.prior.dim}
+    return model.networks(width) | guide.networks(**sizes)
+
+
+VRNN = sequence_pair("vrnn", VRNNStep, VRNNProposal, _vrnn_networks, VRNNModel, VRNNGuide)
+
+
+def _srnn_networks(model: SRNNModel, guide: SRNNGuide, width: int) -> dict[str, Network]:
+    sizes = {"read": model.recurrent.hidden + width, "state": model.prior.dim, "latent": model.prior.dim}
+    return model.networks(width) | guide.networks(**sizes)
+
+
+SRNN = sequence_pair("srnn", SRNNStep, SRNNProposal, _srnn_networks, SRNNModel, SRNNGuide)
+
+DMM = sequence_pair(
+    "dmm",
+    DMMStep,
+    DMMProposal,
+    lambda model, guide, width: model.networks(width) | guide.networks(model, width),
+    DMMModel,
+    DMMGuide,
 )
 
 LINEAR_GAUSSIAN = sequence_pair(
@@ -77,4 +97,4 @@ LINEAR_GAUSSIAN = sequence_pair(
     LinearGaussianGuide,
 )
 
-PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, VRNN, LINEAR_GAUSSIAN)}
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, VRNN, SRNN, DMM, LINEAR_GAUSSIAN)}

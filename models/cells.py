@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from .decoders import recurrent_layout
 from .spec import Spec, Weight
 
 
@@ -44,3 +45,13 @@ class GRUCell(_Cell):
 
 
 Cell = Annotated[LSTMCell | GRUCell, Field(discriminator="kind")]
+
+
+class GRULayer(Spec):
+    """d_{t+1} = GRU(u_t, d_t): a recurrence over the data alone. Size from the surroundings: `inputs`, the width of u."""
+
+    kind: Literal["gru_layer"] = "gru_layer"
+    hidden: PositiveInt = Field(default=128, description="width of d")
+
+    def layout(self, *, inputs: int) -> dict[str, Weight]:
+        return recurrent_layout("gru", inputs, self.hidden, self.hidden**-0.5)

@@ -54,7 +54,7 @@ class LinearGaussianStep:
     def start(self, shape: tuple[int, ...]) -> State:
         return self.ppl.zeros((*shape, self.dim))
 
-    def inputs(self, x: Any) -> None:
+    def inputs(self, x: Any, h: Any) -> None:
         return None
 
     def prior(self, h: State) -> Any:

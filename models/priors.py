@@ -106,6 +106,36 @@ class ConditionalNormal(PriorSpec):
         return MLP(hidden=self.hidden).layout(inputs=condition, outputs=2 * self.dim)
 
 
+class GatedTransition(PriorSpec):
+    """p(z_t | z_{t-1}) = N(m, diag s²) of a deep Markov model (Krishnan et al. 2017, §5), z = z_{t-1}:
+
+    m = (1 − g) ⊙ (z + W_m z + b_m) + g ⊙ p,   s = softplus(W_s relu(p) + b_s),   g = sigmoid(MLP z),   p = MLP z
+
+    The linear part starts at the identity. z_0 is learned.
+    """
+
+    support: ClassVar[Support] = "real"
+
+    kind: Literal["gated_transition"] = "gated_transition"
+    hidden: PositiveInt = Field(default=200, description="width of the relu layer of each of the two MLPs")
+
+    def layout(self) -> dict[str, Weight]:
+        dim, hidden = self.dim, self.hidden
+        return {
+            "first": Weight((dim,), 0.0),
+            "weight_in": Weight((2 * hidden, dim), dim**-0.5),
+            "bias_in": Weight((2 * hidden,), dim**-0.5),
+            "weight_gate": Weight((dim, hidden), hidden**-0.5),
+            "bias_gate": Weight((dim,), hidden**-0.5),
+            "weight_proposed": Weight((dim, hidden), hidden**-0.5),
+            "bias_proposed": Weight((dim,), hidden**-0.5),
+            "weight_loc": Weight((dim, dim), 0.0),
+            "bias_loc": Weight((dim,), 0.0),
+            "weight_scale": Weight((dim, dim), dim**-0.5),
+            "bias_scale": Weight((dim,), dim**-0.5),
+        }
+
+
 class FlowPrior(PriorSpec):
     """p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned flow: the density is direct, a draw is f⁻¹ of a normal."""
 

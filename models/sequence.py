@@ -33,8 +33,12 @@ class Step(Protocol):
         """h_1 with these leading dimensions."""
         ...
 
-    def inputs(self, x: Array) -> Array | None:
-        """What `next` reads of x_t (…, D): computed for all steps at once, before the loop. None: nothing."""
+    def inputs(self, x: Array, h: State) -> Array | None:
+        """What `next` reads of x_1 … x_T (T, …, D), h the state h_1 (…, H): all steps at once, before the loop.
+
+        What follows from x alone, a recurrence over it too, belongs here; where x is drawn on the way, T = 1. None:
+        nothing.
+        """
         ...
 
     def prior(self, h: State) -> Any:

@@ -81,7 +81,7 @@ class VRNNStep:
     def start(self, shape: tuple[int, ...]) -> State:
         return self.cell.start(shape)
 
-    def inputs(self, x: Any) -> Any:
+    def inputs(self, x: Any, h: Any) -> Any:
         return self.cell.project(self.features(x))
 
     def features(self, x: Any) -> Any:

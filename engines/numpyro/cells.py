@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
 from ...models import cells
 from .module import Realised
 from .precision import product
-from .recurrence import gru_cell, lstm_cell
+from .recurrence import gru, gru_cell, lstm_cell
 
 State = tuple[Array, ...]
 
@@ -34,4 +36,21 @@ class RecurrentCell(Realised):
         return (gru_cell(gates, recurrent + self.weights["bias_hh"], state[0]),)
 
 
-CELLS: dict[type, type[Realised]] = {cells.LSTMCell: RecurrentCell, cells.GRUCell: RecurrentCell}
+class GRULayer(Realised):
+    """d_2 … d_{T+1}: layer(u (T, …, E), d_1 (…, H)) is (T, …, H)."""
+
+    def __call__(self, inputs: Array, first: Array) -> Array:
+        rows, steps, hidden = first.shape[:-1], len(inputs), self.spec.hidden
+        projected = jnp.broadcast_to(product(inputs, self.weights["weight_ih"]), (steps, *rows, 3 * hidden))
+        first = first.reshape(1, -1, hidden)
+        constant = jnp.broadcast_to(self.weights["bias_ih"], (1, first.shape[1], 3 * hidden))
+        weights = self.weights["weight_hh"], self.weights["bias_hh"]
+        states: Any = gru(projected.reshape(steps, -1, 3 * hidden), constant, first, *weights, self.precision)
+        return states.reshape(steps, *rows, hidden)
+
+
+CELLS: dict[type, type[Realised]] = {
+    cells.LSTMCell: RecurrentCell,
+    cells.GRUCell: RecurrentCell,
+    cells.GRULayer: GRULayer,
+}

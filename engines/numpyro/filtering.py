@@ -32,11 +32,13 @@ def filtered(
     """Runs S particles through x (T, B, D); steps outside mask (T, B) change nothing.
 
     noise: "ancestors" (T, S, B) uniform in [0, 1), and "latents" (T, S, B, Z), ε of normal latents, or nothing for
-    draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
+    draws by `key`. observed: (T, B), false where x_t is not known: the prior proposes there, x_t is drawn, and the
+    proposals of other steps read 0 for it.
     """
     steps, rows = x.shape[:2]
-    inputs = step.inputs(x) if observed is None else None
-    reading = proposal.reading(x, mask if observed is None else mask & observed)
+    inputs = step.inputs(x, step.start((rows,))) if observed is None else None
+    known = (x, mask) if observed is None else (jnp.where(observed[..., None], x, 0.0), mask & observed)
+    reading = proposal.reading(*known)
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:
@@ -58,7 +60,7 @@ def filtered(
             of_data, of_prior, of_proposal = (jnp.where(counts, one, 0.0) for one in scores)
             likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
             log_weight = log_weight + of_data + of_prior - of_proposal
-            after = step.next(h, z, u if seen is None else step.inputs(x_t))
+            after = step.next(h, z, u if seen is None else _first(step.inputs(x_t[None], h)))
         h = _where(real[:, None], after, h)
         chosen, index, share = _ancestors(log_weight, uniform, spec, ~last)
         gain = jnp.where(chosen, jax.nn.logsumexp(log_weight, 0) - math.log(particles), 0.0)
@@ -108,6 +110,10 @@ def _ancestors(log_weight: Array, uniform: Array, spec: Filtering, wanted: Array
     index = jax.vmap(lambda one, at: jnp.searchsorted(one, at, side="right"), (1, 1), 1)(below / below[-1], place)
     index = jnp.minimum(index, particles - 1)
     return chosen, jnp.where(chosen, index, own), share
+
+
+def _first(inputs: Array | None) -> Array | None:
+    return None if inputs is None else inputs[0]
 
 
 def _over(fn: Any, shape: tuple[int, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
@@ -14,6 +15,7 @@ from .discrete import Bernoulli, OneHotCategorical
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
+from .precision import product
 from .spherical import HypersphericalUniform as UniformOnSphere
 
 
@@ -57,6 +59,24 @@ class ConditionalNormal(MLP):
     def __call__(self, x: Array) -> dist.Distribution:
         loc, log_variance = jnp.split(super().__call__(x), 2, axis=-1)
         return dist.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1)
+
+
+class GatedTransition(Realised):
+    """p(z_t | z_{t-1}): transition(z (…, Z)) is a Normal of event shape (Z,)."""
+
+    def start(self, shape: tuple[int, ...]) -> Array:
+        """z_0 with these leading dimensions."""
+        return jnp.broadcast_to(self.weights["first"], (*shape, self.spec.dim))
+
+    def __call__(self, z: Array) -> dist.Distribution:
+        of_gate, of_proposed = jnp.split(jax.nn.relu(self._linear("in", z)), 2, axis=-1)
+        gate, proposed = jax.nn.sigmoid(self._linear("gate", of_gate)), self._linear("proposed", of_proposed)
+        loc = z + self._linear("loc", z)
+        scale = jax.nn.softplus(self._linear("scale", jax.nn.relu(proposed)))
+        return dist.Normal(loc + gate * (proposed - loc), scale).to_event(1)
+
+    def _linear(self, name: str, x: Array) -> Array:
+        return product(x, self.weights[f"weight_{name}"]) + self.weights[f"bias_{name}"]
 
 
 class FlowPrior(Realised):
@@ -103,6 +123,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.GaussianMixture: GaussianMixture,
     priors.VampPrior: VampPrior,
     priors.ConditionalNormal: ConditionalNormal,
+    priors.GatedTransition: GatedTransition,
     priors.FlowPrior: FlowPrior,
     priors.HypersphericalUniform: HypersphericalUniform,
     priors.UniformBox: UniformBox,

@@ -56,9 +56,9 @@ class Path:
         key: of networks that draw themselves, as in dropout.
         """
         steps, rows = self.x.shape[:2]
-        first = None if self.carry is None else self.carry.start
-        first = self.step.start((*particles, rows)) if first is None else first
-        inputs = self.step.inputs(self.x)
+        start = None if self.carry is None else self.carry.start
+        first = self.step.start((*particles, rows)) if start is None else start
+        inputs = self.step.inputs(self.x, self.step.start((rows,)) if start is None else start)
 
         def body(h: State, at: Any) -> tuple[State, Any]:
             key, one, u = at

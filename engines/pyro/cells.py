@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ...models import cells
 from .module import Realised
+from .recurrence import gru
 
 State = tuple[Tensor, ...]
 
@@ -43,4 +44,25 @@ class RecurrentCell(Realised):
         return (torch.lerp(n, state[0], z),)
 
 
-CELLS: dict[type, type[Realised]] = {cells.LSTMCell: RecurrentCell, cells.GRUCell: RecurrentCell}
+class GRULayer(Realised):
+    """d_2 … d_{T+1}: layer(u (T, …, E), d_1 (…, H)) is (T, …, H)."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+    def forward(self, inputs: Tensor, first: Tensor) -> Tensor:
+        rows, hidden = first.shape[:-1], self.spec.hidden
+        projected = F.linear(inputs, self.weight_ih).expand(-1, *rows, -1).reshape(len(inputs), -1, 3 * hidden)
+        first = first.reshape(1, -1, hidden)
+        constant = self.bias_ih.expand(1, first.shape[1], -1)
+        states = gru(projected, constant, first, self.weight_hh, self.bias_hh, self.precision)
+        return states.reshape(-1, *rows, hidden)
+
+
+CELLS: dict[type, type[Realised]] = {
+    cells.LSTMCell: RecurrentCell,
+    cells.GRUCell: RecurrentCell,
+    cells.GRULayer: GRULayer,
+}

@@ -28,14 +28,14 @@ def filtered(
     """Runs S particles through x (T, B, D); steps outside mask (T, B) change nothing.
 
     noise: "ancestors" (T, S, B) uniform in [0, 1), and "latents" (T, S, B, Z), ε of normal latents, or nothing for the
-    generator's. observed: (T, B), false where x_t is not known: the prior proposes there, and x_t is drawn.
+    generator's. observed: (T, B), false where x_t is not known: the prior proposes there, x_t is drawn, and
+    the proposals of other steps read 0 for it.
     """
     steps, rows = x.shape[:2]
     whole = observed is None or bool(observed.all())
-    inputs, reading = (
-        step.inputs(x) if whole else None,
-        proposal.reading(x, mask if whole or observed is None else mask & observed),
-    )
+    inputs = step.inputs(x, step.start((rows,))) if whole else None
+    known = (x, mask) if whole else (torch.where(observed.unsqueeze(-1), x, 0.0), mask & observed)
+    reading = proposal.reading(*known)
     h = step.start((particles, rows))
     log_weight = x.new_zeros(particles, rows)
     likelihood, prior, posterior = [log_weight] * 3
@@ -64,7 +64,7 @@ def filtered(
         of_data, of_prior, of_proposal = (torch.where(counts, score, 0.0) for score in scores)
         likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
         log_weight = log_weight + of_data + of_prior - of_proposal
-        after = step.next(h, z, step.inputs(x_t) if u is None and not whole else u)
+        after = step.next(h, z, u if whole else _first(step.inputs(x_t.unsqueeze(0), h)))
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
         data.append(x_t)
@@ -116,6 +116,10 @@ def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering) -> tuple[Te
     index = torch.searchsorted((below / below[-1]).t().contiguous(), place.t().contiguous(), right=True).t()
     index = index.clamp(max=particles - 1)
     return chosen, torch.where(chosen, index, own), share
+
+
+def _first(inputs: Tensor | None) -> Tensor | None:
+    return None if inputs is None else inputs[0]
 
 
 def _over(fn: Any, shape: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...models import priors
 from ...models.spec import Network
@@ -78,6 +79,24 @@ class ConditionalNormal(MLP):
         return dist.Normal(loc, (0.5 * log_variance).exp(), validate_args=False).to_event(1)
 
 
+class GatedTransition(Realised):
+    """p(z_t | z_{t-1}): transition(z (…, Z)) is a Normal of event shape (Z,)."""
+
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        """z_0 with these leading dimensions."""
+        return self.get_parameter("first").expand(*shape, -1)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        of_gate, of_proposed = self._linear("in", z).relu().chunk(2, -1)
+        gate, proposed = self._linear("gate", of_gate).sigmoid(), self._linear("proposed", of_proposed)
+        loc = torch.lerp(z + self._linear("loc", z), proposed, gate)
+        scale = F.softplus(self._linear("scale", proposed.relu()))
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.get_parameter(f"weight_{name}"), self.get_parameter(f"bias_{name}"))
+
+
 class FlowPrior(_Placed):
     """p(z): prior() is a FlowNormal that normalises z."""
 
@@ -125,6 +144,7 @@ PRIORS: dict[type, type[Realised]] = {
     priors.GaussianMixture: GaussianMixture,
     priors.VampPrior: VampPrior,
     priors.ConditionalNormal: ConditionalNormal,
+    priors.GatedTransition: GatedTransition,
     priors.FlowPrior: FlowPrior,
     priors.HypersphericalUniform: HypersphericalUniform,
     priors.UniformBox: UniformBox,

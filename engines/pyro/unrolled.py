@@ -53,9 +53,9 @@ class Path:
     ) -> tuple[State, list[tuple[Tensor, Any]]]:
         """States h_1 … h_T of the latents that `draw` gives, and what it gives."""
         steps, rows = self.x.shape[:2]
-        inputs = self.step.inputs(self.x)
-        first = None if self.carry is None else self.carry.start
-        h = self.step.start((*particles, rows)) if first is None else first
+        start = None if self.carry is None else self.carry.start
+        h = self.step.start((*particles, rows)) if start is None else start
+        inputs = self.step.inputs(self.x, self.step.start((rows,)) if start is None else start)
         states, drawn = [], []
         for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
             states.append(h)
