@@ -68,10 +68,11 @@ class VRNNProposal:
         features = self.step.features(x)
         if "backward" in self.net:
             features = self.ppl.concatenate((features, self.net["backward"](features, mask)))
-        return self.net["encoder"].project(features)
+        reading, self.encode = self.net["encoder"].project(features)
+        return reading
 
     def law(self, h: Any, reading: Any = None) -> Any:
         if reading is None:
             return self.step.prior(h)
-        found = self.net["posterior"](self.net["encoder"](h[0], reading))
+        found = self.net["posterior"](self.encode(h[0], reading))
         return self.net["residual"](self.step.prior(h), found) if "residual" in self.net else found

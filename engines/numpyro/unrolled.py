@@ -38,20 +38,20 @@ class Path:
         """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
         return Unrolled(self, law, reading, tuple(self.x.shape[:2]))
 
-    def states(self, z: Array) -> State:
-        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H)."""
-        for step, path, states in self.known:
+    def along(self, z: Array) -> tuple[State, Array]:
+        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H), and v_1 … v_T, what the step reads of z."""
+        for step, path, found in self.known:
             if path is z and type(step) is type(self.step):
-                return states
+                return found
         particles = tuple(z.shape[:-3])
-        states, _ = self.run(particles, lambda h, one: (one, None), jnp.moveaxis(z, -3, 0), jax.random.key(0))
-        self.known.append((self.step, z, states))
-        return states
+        found, _ = self.run(particles, lambda h, one: (one, None), jnp.moveaxis(z, -3, 0), jax.random.key(0))
+        self.known.append((self.step, z, found))
+        return found
 
     def run(
         self, particles: tuple[int, ...], draw: Callable[[State, Any], tuple[Array, Any]], each: Any, key: Array
-    ) -> tuple[State, tuple[Array, Any]]:
-        """States h_1 … h_T of the latents that `draw` gives at each step of `each`, and what it gives.
+    ) -> tuple[tuple[State, Array], tuple[Array, Any]]:
+        """`along` the latents that `draw` gives at each step of `each`, and what it gives.
 
         key: of networks that draw themselves, as in dropout.
         """
@@ -64,12 +64,13 @@ class Path:
             key, one, u = at
             with handlers.seed(rng_seed=key):
                 z, found = draw(h, one)
-                return self.step.next(h, z, u), (h, (z, found))
+                v = self.step.read(z)
+                return self.step.next(h, v, u), ((h, v), (z, found))
 
-        last, (states, drawn) = lax.scan(body, first, (jax.random.split(key, steps), each, inputs))
+        last, (along, drawn) = lax.scan(body, first, (jax.random.split(key, steps), each, inputs))
         if self.carry is not None:
             self.carry.last = last
-        return jax.tree.map(_time_last, (states, drawn))
+        return jax.tree.map(_time_last, (along, drawn))
 
 
 class Unrolled(Distribution):
@@ -118,17 +119,17 @@ class Unrolled(Distribution):
                     return found[0] + found[1] * noise, found
             return fn.sample(key), found
 
-        states, (z, found) = self.path.run(particles, draw, each, of_networks)
+        along, (z, found) = self.path.run(particles, draw, each, of_networks)
         if found is not None:
             self.drawn = z, self._masked(family(*found).to_event(1))  # pyright: ignore[reportOptionalCall]
-        self.path.known.append((self.path.step, z, states))
+        self.path.known.append((self.path.step, z, along))
         return z
 
     def given(self, z: Array) -> Any:
         """The laws of z_1 … z_T at the states along z: a distribution of the same batch and event."""
         if self.drawn is not None and self.drawn[0] is z:
             return self.drawn[1]
-        states = self.path.states(z)
+        states, _ = self.path.along(z)
         with handlers.seed(rng_seed=jax.random.key(0)):  # of networks that draw: a law is asked for outside the program
             fn = self.law(states) if self.reading is None else self.law(states, self.reading)
         return self._masked(fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1]))

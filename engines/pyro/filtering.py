@@ -52,7 +52,8 @@ def filtered(
         x_t = x_t.expand(particles, *x_t.shape)
         if seen is not None:
             z = torch.where(seen.unsqueeze(-1), z, _draw(p, epsilon))
-        emission = step.emission(h, z)
+        v = step.read(z)
+        emission = step.emission(h, v)
         if seen is not None:
             guess = emission.sample()
             x_t = torch.where(seen.unsqueeze(-1), x_t, guess.expand(x_t.shape))
@@ -61,7 +62,7 @@ def filtered(
         of_data, of_prior, of_proposal = (torch.where(counts, score, 0.0) for score in scores)
         likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
         log_weight = log_weight + of_data + of_prior - of_proposal
-        after = step.next(h, z, step.inputs(x_t) if u is None and not whole else u)
+        after = step.next(h, v, step.inputs(x_t) if u is None and not whole else u)
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
         data.append(x_t)
