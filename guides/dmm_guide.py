@@ -53,7 +53,7 @@ class DMMProposal:
         names = ("backward", "reader", "combiner", "posterior")
         self.net = {name: ppl.module(name, nets[name]) for name in names if name in nets}
 
-    def reading(self, x: Any, mask: Any) -> Any:
+    def reading(self, x: Any, mask: Any, h: Any) -> Any:
         if "backward" in self.net:
             return self.net["backward"](x, mask)
         return self.net["reader"](x) if "reader" in self.net else None

@@ -58,7 +58,7 @@ class LinearGaussianProposal:
         self.smoothing = "smoother" in nets
         self.gains = ppl.module("gains", nets["gains"])() if "gains" in nets else None
 
-    def reading(self, x: Any, mask: Any) -> Any:
+    def reading(self, x: Any, mask: Any, h: Any) -> Any:
         if self.smoothing:
             return self._messages(x, mask)
         return None if self.gains is None else x

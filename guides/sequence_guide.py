@@ -24,9 +24,11 @@ Array = Any
 class Proposal(Protocol):
     """q(z_t | h_t, e_t) of a step."""
 
-    def reading(self, x: Array, mask: Array) -> Array | None:
-        """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop. mask (T, B) is true at real steps that are
-        known: the others are not read."""
+    def reading(self, x: Array, mask: Array, h: Any) -> Array | None:
+        """e_1 … e_T (T, B, E) of x (T, B, D): what stands outside the loop.
+
+        mask (T, B) is true at real steps that are known: the others are not read. h: the state h_1 (…, B, H).
+        """
         ...
 
     def law(self, h: Any, reading: Any = None) -> Any:
@@ -44,9 +46,10 @@ def sequence_guide(step_of: StepOf, proposal_of: ProposalOf) -> Callable[[PPL, B
         step = step_of(ppl, nets)
         proposal = proposal_of(ppl, nets, step)
         x, mask = batch.x.swapaxes(0, 1), batch.mask.swapaxes(0, 1)
-        reading = proposal.reading(x, mask)
+        path = ppl.unroll(step, x)
+        reading = proposal.reading(x, mask, path.first)
         with across(ppl, batch):
-            ppl.sample("z", ppl.unroll(step, x).latents(proposal.law, reading))
+            ppl.sample("z", path.latents(proposal.law, reading))
 
     return guide
 

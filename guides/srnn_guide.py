@@ -26,8 +26,8 @@ class SRNNProposal(StepProposal):
 
     step: SRNNStep
 
-    def read(self, x: Any) -> Any:
-        return self.ppl.concatenate((self.step.past(x), x))
+    def read(self, x: Any, h: Any) -> Any:
+        return self.ppl.concatenate((self.step.past(x, h), x))
 
     def state(self, h: Any) -> Any:
         return h[..., self.step.hidden :]

@@ -64,24 +64,25 @@ class StepProposal:
         names = ("encoder", "posterior", "backward", "residual")
         self.net = {name: ppl.module(name, nets[name]) for name in names if name in nets}
 
-    def read(self, x: Any) -> Any:
-        """r_1 … r_T (T, B, R) of x (T, B, D)."""
+    def read(self, x: Any, h: Any) -> Any:
+        """r_1 … r_T (T, B, R) of x (T, B, D) and h_1."""
         raise NotImplementedError
 
     def state(self, h: Any) -> Any:
         """s_t of h_t."""
         raise NotImplementedError
 
-    def reading(self, x: Any, mask: Any) -> Any:
+    def reading(self, x: Any, mask: Any, h: Any) -> Any:
         if not self.net:
             return None
-        found = self.read(x)
+        found = self.read(x, h)
         if "backward" in self.net:
             found = self.ppl.concatenate((found, self.net["backward"](found, mask)))
-        return self.net["encoder"].project(found)
+        reading, self.encode = self.net["encoder"].project(found)
+        return reading
 
     def law(self, h: Any, reading: Any = None) -> Any:
         if reading is None:
             return self.step.prior(h)
-        found = self.net["posterior"](self.net["encoder"](self.state(h), reading))
+        found = self.net["posterior"](self.encode(self.state(h), reading))
         return self.net["residual"](self.step.prior(h), found) if "residual" in self.net else found

@@ -24,7 +24,7 @@ class VRNNProposal(StepProposal):
 
     step: VRNNStep
 
-    def read(self, x: Any) -> Any:
+    def read(self, x: Any, h: Any) -> Any:
         return self.step.features(x)
 
     def state(self, h: Any) -> Any:

@@ -17,6 +17,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import GatedTransition
+from .sequence import Step
 from .spec import Network, Spec
 
 
@@ -41,7 +42,7 @@ class DMMModel(Spec):
         return {**weights, last: weights[last] + self.likelihood.bias(mean)}
 
 
-class DMMStep:
+class DMMStep(Step):
     """`models.sequence.Step` of the deep Markov model; h_t is z_{t-1}."""
 
     def __init__(self, ppl: PPL, nets: Mapping[str, Any]) -> None:
@@ -53,14 +54,11 @@ class DMMStep:
     def start(self, shape: tuple[int, ...]) -> Any:
         return self.law.start(shape)
 
-    def inputs(self, x: Any, h: Any) -> None:
-        return None
-
     def prior(self, h: Any) -> Any:
         return self.law(h)
 
-    def emission(self, h: Any, z: Any) -> Any:
-        return self.likelihood(self.emitter(z))
+    def emission(self, h: Any, v: Any) -> Any:
+        return self.likelihood(self.emitter(v))
 
-    def next(self, h: Any, z: Any, inputs: None) -> Any:
-        return z
+    def next(self, h: Any, v: Any, inputs: None) -> Any:
+        return v

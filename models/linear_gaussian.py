@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat
 
 from .ppl import PPL
-from .sequence import State
+from .sequence import State, Step
 from .spec import Network, Spec, Weight
 
 
@@ -43,7 +43,7 @@ class LinearGaussianModel(Spec):
         return {"dynamics": Network(self.dynamics, {"width": width})}
 
 
-class LinearGaussianStep:
+class LinearGaussianStep(Step):
     """`models.sequence.Step`; h_t is z_{t-1}, z_0 = 0."""
 
     def __init__(self, ppl: PPL, nets: Mapping[str, Any]) -> None:
@@ -54,14 +54,11 @@ class LinearGaussianStep:
     def start(self, shape: tuple[int, ...]) -> State:
         return self.ppl.zeros((*shape, self.dim))
 
-    def inputs(self, x: Any, h: Any) -> None:
-        return None
-
     def prior(self, h: State) -> Any:
         return self.ppl.dist.Normal(self.a * h, self.q**0.5).to_event(1)
 
-    def emission(self, h: State, z: Any) -> Any:
-        return self.ppl.dist.Normal(z, self.r**0.5).to_event(1)
+    def emission(self, h: State, v: Any) -> Any:
+        return self.ppl.dist.Normal(v, self.r**0.5).to_event(1)
 
-    def next(self, h: State, z: Any, inputs: None) -> State:
-        return z
+    def next(self, h: State, v: Any, inputs: None) -> State:
+        return v

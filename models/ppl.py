@@ -56,7 +56,7 @@ class PPL(Protocol):
 
     def unroll(self, step: Any, x: Array) -> Any:
         """The path of a `models.sequence.Step` along the data x (T, B, D): its `latents(law)` are a distribution, and
-        its `states(z)` the states along a draw.
+        its `along(z)` the states along a draw and what the step reads of it.
 
         The states of a path that the guide drew are not computed again in the model.
         """

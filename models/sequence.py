@@ -24,7 +24,10 @@ SITES = {"z": ("z_dim",), "x": ("x_dim",)}
 
 
 class Step(Protocol):
-    """One step, for any number of leading dimensions: rows, particles and rows, or time, particles and rows."""
+    """One step, for any number of leading dimensions: rows, particles and rows, or time, particles and rows.
+
+    A class of this kind inherits `inputs` and `read` where it says nothing else.
+    """
 
     dim: int
     """Z, dimensions of z_t."""
@@ -39,17 +42,21 @@ class Step(Protocol):
         What follows from x alone, a recurrence over it too, belongs here; where x is drawn on the way, T = 1. None:
         nothing.
         """
-        ...
+        return None
+
+    def read(self, z: Array) -> Array:
+        """v_t, what `emission` and `next` read of z_t (…, Z): computed once."""
+        return z
 
     def prior(self, h: State) -> Any:
         """p(z_t | h_t), event shape (Z,)."""
         ...
 
-    def emission(self, h: State, z: Array) -> Any:
+    def emission(self, h: State, v: Array) -> Any:
         """p(x_t | z_t, h_t), event shape (D,)."""
         ...
 
-    def next(self, h: State, z: Array, inputs: Array | None) -> State:
+    def next(self, h: State, v: Array, inputs: Array | None) -> State:
         """h_{t+1}; inputs: step t of `inputs`."""
         ...
 
@@ -65,7 +72,7 @@ def sequence_model(step_of: StepOf) -> Callable[[PPL, Batch, Mapping[str, Any]],
         with across(ppl, batch):
             path = ppl.unroll(step, x)
             z = ppl.sample("z", path.latents(step.prior))
-            ppl.sample("x", step.emission(path.states(z), z), obs=x)
+            ppl.sample("x", step.emission(*path.along(z)), obs=x)
 
     return model
 

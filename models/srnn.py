@@ -19,6 +19,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import ConditionalNormal
+from .sequence import Step
 from .spec import Network, Spec
 
 
@@ -49,7 +50,7 @@ class SRNNModel(Spec):
         }
 
 
-class SRNNStep:
+class SRNNStep(Step):
     """`models.sequence.Step` of the SRNN; h_t is [d_t; z_{t-1}], and what `next` reads of x_t is d_{t+1}."""
 
     def __init__(self, ppl: PPL, nets: Mapping[str, Any]) -> None:
@@ -58,27 +59,30 @@ class SRNNStep:
             ppl.module(name, nets[name]) for name in ("prior", "recurrent", "decoder", "likelihood")
         )
         self.dim, self.hidden = nets["prior"].spec.dim, nets["recurrent"].spec.hidden
-        self._starts: dict[tuple[int, ...], Any] = {}
-        self._seen: tuple[Any, Any, Any] = (None, None, None)
+        self._run: tuple[Any, Any, Any] = (None, None, None)
 
     def start(self, shape: tuple[int, ...]) -> Any:
-        return self._starts.setdefault(shape, self.ppl.zeros((*shape, self.hidden + self.dim)))
+        return self.ppl.zeros((*shape, self.hidden + self.dim))
 
     def inputs(self, x: Any, h: Any) -> Any:
-        if self._seen[0] is not x or self._seen[1] is not h:
-            self._seen = x, h, self.recurrent(x, h[..., : self.hidden])
-        return self._seen[2]
+        if self._run[0] is not x or self._run[1] is not h:
+            self._run = x, h, self.recurrent(x, self._first(x, h))
+        return self._run[2]
 
-    def past(self, x: Any) -> Any:
-        """d_1 … d_T (T, B, H), of x (T, B, D): x before each step."""
-        h = self.start(tuple(x.shape[1:-1]))
-        return self.ppl.concatenate((h[None, ..., : self.hidden], self.inputs(x, h)[:-1]), axis=0)
+    def past(self, x: Any, h: Any) -> Any:
+        """d_1 … d_T (T, B, H), of x (T, B, D) and h_1: x before each step."""
+        return self.ppl.concatenate((self._first(x, h)[None], self.inputs(x, h)[:-1]), axis=0)
+
+    def _first(self, x: Any, h: Any) -> Any:
+        """d_1, of one particle where all see the same x."""
+        first = h[..., : self.hidden]
+        return first if x.ndim > 3 else first.reshape(-1, *first.shape[-2:])[0]
 
     def prior(self, h: Any) -> Any:
         return self.law(h)
 
-    def emission(self, h: Any, z: Any) -> Any:
-        return self.likelihood(self.decoder(self.ppl.concatenate((z, h[..., : self.hidden]))))
+    def emission(self, h: Any, v: Any) -> Any:
+        return self.likelihood(self.decoder(self.ppl.concatenate((v, h[..., : self.hidden]))))
 
-    def next(self, h: Any, z: Any, inputs: Any) -> Any:
-        return self.ppl.concatenate((inputs, z))
+    def next(self, h: Any, v: Any, inputs: Any) -> Any:
+        return self.ppl.concatenate((inputs, v))

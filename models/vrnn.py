@@ -21,7 +21,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import ConditionalNormal, LearnedNormal, StandardNormal
-from .sequence import State
+from .sequence import State, Step
 from .spec import Network, Spec
 
 StepPrior = Annotated[
@@ -66,7 +66,7 @@ class VRNNModel(Spec):
         }
 
 
-class VRNNStep:
+class VRNNStep(Step):
     """`models.sequence.Step` of the VRNN; h_t is what the cell carries, its first part the features."""
 
     def __init__(self, ppl: PPL, nets: Mapping[str, Any]) -> None:
@@ -93,8 +93,11 @@ class VRNNStep:
     def prior(self, h: State) -> Any:
         return self.law(h[0]) if isinstance(self.spec, ConditionalNormal) else self.law()
 
-    def emission(self, h: State, z: Any) -> Any:
-        return self.likelihood(self.decoder(self.ppl.concatenate((self.phi_z(z), h[0]))))
+    def read(self, z: Any) -> Any:
+        return self.phi_z(z)
 
-    def next(self, h: State, z: Any, inputs: Any) -> State:
-        return self.cell(inputs, self.phi_z(z), h)
+    def emission(self, h: State, v: Any) -> Any:
+        return self.likelihood(self.decoder(self.ppl.concatenate((v, h[0]))))
+
+    def next(self, h: State, v: Any, inputs: Any) -> State:
+        return self.cell(inputs, v, h)

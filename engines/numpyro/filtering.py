@@ -36,9 +36,10 @@ def filtered(
     proposals of other steps read 0 for it.
     """
     steps, rows = x.shape[:2]
-    inputs = step.inputs(x, step.start((rows,))) if observed is None else None
+    first = step.start((rows,))
+    inputs = step.inputs(x, first) if observed is None else None
     known = (x, mask) if observed is None else (jnp.where(observed[..., None], x, 0.0), mask & observed)
-    reading = proposal.reading(*known)
+    reading = proposal.reading(*known, first)
     zeros = jnp.zeros((particles, rows), x.dtype)
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:
@@ -52,7 +53,8 @@ def filtered(
             x_t = jnp.broadcast_to(x_t, (particles, *x_t.shape))
             if seen is not None:
                 z = jnp.where(seen[:, None], z, _draw(p, epsilon, of_latents))
-            emission = step.emission(h, z)
+            v = step.read(z)
+            emission = step.emission(h, v)
             if seen is not None:
                 x_t = jnp.where(seen[:, None], x_t, emission.sample(of_data).astype(x_t.dtype))
             counts = real if seen is None else real & seen
@@ -60,7 +62,7 @@ def filtered(
             of_data, of_prior, of_proposal = (jnp.where(counts, one, 0.0) for one in scores)
             likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
             log_weight = log_weight + of_data + of_prior - of_proposal
-            after = step.next(h, z, u if seen is None else _first(step.inputs(x_t[None], h)))
+            after = step.next(h, v, u if seen is None else _first(step.inputs(x_t[None], h)))
         h = _where(real[:, None], after, h)
         chosen, index, share = _ancestors(log_weight, uniform, spec, ~last)
         gain = jnp.where(chosen, jax.nn.logsumexp(log_weight, 0) - math.log(particles), 0.0)

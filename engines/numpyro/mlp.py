@@ -9,26 +9,37 @@ import jax.numpy as jnp
 from jax import Array
 
 from .module import Realised
-from .precision import product
+from .precision import onto, product
+
+Rest = Callable[[Array, Array], Array]
+"""A network without its first inputs: of the others and of what `project` gave, at one step."""
 
 
 class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
-    def __call__(self, x: Array, onto: Array | None = None) -> Array:
-        """onto: `project` of the inputs that stand before x."""
+    def __call__(self, x: Array) -> Array:
+        weight, bias = self._layer(0)
+        return self._after(product(x, weight) + bias)
+
+    def project(self, x: Array) -> tuple[Array, Rest]:
+        """The first layer's sum over its first inputs, for all steps of a loop at once; and `Rest` of the network."""
+        weight, bias = self._layer(0)
+        width = x.shape[-1]
+        others = weight[:, width:]  # once, not at each step: the backward of a slice fills an array of zeros
+        projected = product(x, weight[:, :width]) + bias
+        return projected, lambda x, projected: self._after(onto(x, projected, others))
+
+    def _after(self, x: Array) -> Array:
+        """From the first layer's sum on."""
         activate = activation(self.spec.activation)
-        for layer in range(len(self.spec.hidden) + 1):
-            weight, bias = self.weights[f"weight_{layer}"], self.weights[f"bias_{layer}"]
-            if layer:
-                x = product(activate(x), weight) + bias
-            else:
-                x = product(x, weight) + bias if onto is None else onto + product(x, weight[:, -x.shape[-1] :])
+        for layer in range(1, len(self.spec.hidden) + 1):
+            weight, bias = self._layer(layer)
+            x = product(activate(x), weight) + bias
         return activate(x) if self.spec.activate_outputs else x
 
-    def project(self, x: Array) -> Array:
-        """What the first inputs add to the first layer, with its bias: for all steps of a loop at once."""
-        return product(x, self.weights["weight_0"][:, : x.shape[-1]]) + self.weights["bias_0"]
+    def _layer(self, number: int) -> tuple[Array, Array]:
+        return self.weights[f"weight_{number}"], self.weights[f"bias_{number}"]
 
 
 def activation(name: str) -> Callable[[Array], Array]:

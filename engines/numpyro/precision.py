@@ -35,6 +35,11 @@ def product(x: Array, weight: Array, precision: str = "float32") -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def onto(x: Array, base: Array, weight: Array) -> Array:
+    """base + x Wᵀ."""
+    return base + product(x, weight)
+
+
 def _product_with(upstream: Array, weight: Array, precision: str = "float32") -> Array:
     """u W: (…, out), (out, in) to (…, in): the gradient of x. `product` with Wᵀ would lose bfloat16."""
     operand = products_in(precision, upstream.dtype)

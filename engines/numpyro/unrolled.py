@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import jax
@@ -34,42 +35,49 @@ class Path:
     def __init__(self, step: Step, x: Array, known: list[Any], carry: Carry | None = None) -> None:
         self.step, self.x, self.known, self.carry = step, x, known, carry
 
+    @cached_property
+    def first(self) -> State:
+        """h_1 (B, H), the same for all particles, or what another window left of each (…, B, H)."""
+        start = None if self.carry is None else self.carry.start
+        return self.step.start(tuple(self.x.shape[1:2])) if start is None else start
+
     def latents(self, law: Law, reading: Array | None = None) -> Unrolled:
         """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
         return Unrolled(self, law, reading, tuple(self.x.shape[:2]))
 
-    def states(self, z: Array) -> State:
-        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H)."""
-        for step, path, states in self.known:
+    def along(self, z: Array) -> tuple[State, Array]:
+        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H), and v_1 … v_T, what the step reads of z."""
+        for step, path, found in self.known:
             if path is z and type(step) is type(self.step):
-                return states
+                return found
         particles = tuple(z.shape[:-3])
-        states, _ = self.run(particles, lambda h, one: (one, None), jnp.moveaxis(z, -3, 0), jax.random.key(0))
-        self.known.append((self.step, z, states))
-        return states
+        found, _ = self.run(particles, lambda h, one: (one, None), jnp.moveaxis(z, -3, 0), jax.random.key(0))
+        self.known.append((self.step, z, found))
+        return found
 
     def run(
         self, particles: tuple[int, ...], draw: Callable[[State, Any], tuple[Array, Any]], each: Any, key: Array
-    ) -> tuple[State, tuple[Array, Any]]:
-        """States h_1 … h_T of the latents that `draw` gives at each step of `each`, and what it gives.
+    ) -> tuple[tuple[State, Array], tuple[Array, Any]]:
+        """`along` the latents that `draw` gives at each step of `each`, and what it gives.
 
         key: of networks that draw themselves, as in dropout.
         """
         steps, rows = self.x.shape[:2]
         start = None if self.carry is None else self.carry.start
-        first = self.step.start((*particles, rows)) if start is None else start
-        inputs = self.step.inputs(self.x, self.step.start((rows,)) if start is None else start)
+        h = self.step.start((*particles, rows)) if start is None else start
+        inputs = self.step.inputs(self.x, self.first)
 
         def body(h: State, at: Any) -> tuple[State, Any]:
             key, one, u = at
             with handlers.seed(rng_seed=key):
                 z, found = draw(h, one)
-                return self.step.next(h, z, u), (h, (z, found))
+                v = self.step.read(z)
+                return self.step.next(h, v, u), ((h, v), (z, found))
 
-        last, (states, drawn) = lax.scan(body, first, (jax.random.split(key, steps), each, inputs))
+        last, (along, drawn) = lax.scan(body, h, (jax.random.split(key, steps), each, inputs))
         if self.carry is not None:
             self.carry.last = last
-        return jax.tree.map(_time_last, (states, drawn))
+        return jax.tree.map(_time_last, (along, drawn))
 
 
 class Unrolled(Distribution):
@@ -118,17 +126,17 @@ class Unrolled(Distribution):
                     return found[0] + found[1] * noise, found
             return fn.sample(key), found
 
-        states, (z, found) = self.path.run(particles, draw, each, of_networks)
+        along, (z, found) = self.path.run(particles, draw, each, of_networks)
         if found is not None:
             self.drawn = z, self._masked(family(*found).to_event(1))  # pyright: ignore[reportOptionalCall]
-        self.path.known.append((self.path.step, z, states))
+        self.path.known.append((self.path.step, z, along))
         return z
 
     def given(self, z: Array) -> Any:
         """The laws of z_1 … z_T at the states along z: a distribution of the same batch and event."""
         if self.drawn is not None and self.drawn[0] is z:
             return self.drawn[1]
-        states = self.path.states(z)
+        states, _ = self.path.along(z)
         with handlers.seed(rng_seed=jax.random.key(0)):  # of networks that draw: a law is asked for outside the program
             fn = self.law(states) if self.reading is None else self.law(states, self.reading)
         return self._masked(fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1]))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ...models import cells
 from .module import Realised
+from .precision import onto
 from .recurrence import gru
 
 State = tuple[Tensor, ...]
@@ -32,9 +33,9 @@ class RecurrentCell(Realised):
 
     def forward(self, projected: Tensor, latent: Tensor, state: State) -> State:
         """projected broadcasts against the particles of v and h."""
-        gates = projected + F.linear(latent, self.weight_latent)
+        gates = onto(latent, projected, self.weight_latent)
         if self.spec.kind == "lstm":
-            i, f, g, o = (gates + F.linear(state[0], self.weight_hh)).chunk(4, -1)
+            i, f, g, o = onto(state[0], gates, self.weight_hh).chunk(4, -1)
             c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
             return o.sigmoid() * c.tanh(), c
         hidden = self.spec.hidden

@@ -33,9 +33,10 @@ def filtered(
     """
     steps, rows = x.shape[:2]
     whole = observed is None or bool(observed.all())
-    inputs = step.inputs(x, step.start((rows,))) if whole else None
-    known = (x, mask) if whole else (torch.where(observed.unsqueeze(-1), x, 0.0), mask & observed)
-    reading = proposal.reading(*known)
+    first = step.start((rows,))
+    inputs = step.inputs(x, first) if whole else None
+    known = (x, mask) if observed is None else (torch.where(observed.unsqueeze(-1), x, 0.0), mask & observed)
+    reading = proposal.reading(*known, first)
     h = step.start((particles, rows))
     log_weight = x.new_zeros(particles, rows)
     likelihood, prior, posterior = [log_weight] * 3
@@ -55,7 +56,8 @@ def filtered(
         x_t = x_t.expand(particles, *x_t.shape)
         if seen is not None:
             z = torch.where(seen.unsqueeze(-1), z, _draw(p, epsilon))
-        emission = step.emission(h, z)
+        v = step.read(z)
+        emission = step.emission(h, v)
         if seen is not None:
             guess = emission.sample()
             x_t = torch.where(seen.unsqueeze(-1), x_t, guess.expand(x_t.shape))
@@ -64,7 +66,7 @@ def filtered(
         of_data, of_prior, of_proposal = (torch.where(counts, score, 0.0) for score in scores)
         likelihood, prior, posterior = likelihood + of_data, prior + of_prior, posterior + of_proposal
         log_weight = log_weight + of_data + of_prior - of_proposal
-        after = step.next(h, z, u if whole else _first(step.inputs(x_t.unsqueeze(0), h)))
+        after = step.next(h, v, u if whole else _first(step.inputs(x_t.unsqueeze(0), h)))
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
         data.append(x_t)

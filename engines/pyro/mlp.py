@@ -9,25 +9,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .module import Realised
+from .precision import onto
+
+Rest = Callable[[Tensor, Tensor], Tensor]
+"""A network without its first inputs: of the others and of what `project` gave, at one step."""
 
 
 class MLP(Realised):
     """A function from vectors to vectors: mlp(x (…, inputs)) is (…, outputs)."""
 
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """onto: `project` of the inputs that stand before x."""
+    def forward(self, x: Tensor) -> Tensor:
+        return self._after(F.linear(x, *self._layer(0)))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Rest]:
+        """The first layer's sum over its first inputs, for all steps of a loop at once; and `Rest` of the network."""
+        weight, bias = self._layer(0)
+        width = x.shape[-1]
+        others = weight[:, width:]  # once, not at each step: the backward of a slice fills a tensor of zeros
+        return F.linear(x, weight[:, :width], bias), lambda x, projected: self._after(onto(x, projected, others))
+
+    def _after(self, x: Tensor) -> Tensor:
+        """From the first layer's sum on."""
         activate = activation(self.spec.activation)
-        for layer in range(len(self.spec.hidden) + 1):
-            weight, bias = self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}")
-            if layer:
-                x = F.linear(activate(x), weight, bias)
-            else:
-                x = F.linear(x, weight, bias) if onto is None else onto + F.linear(x, weight[:, -x.shape[-1] :])
+        for layer in range(1, len(self.spec.hidden) + 1):
+            x = F.linear(activate(x), *self._layer(layer))
         return activate(x) if self.spec.activate_outputs else x
 
-    def project(self, x: Tensor) -> Tensor:
-        """What the first inputs add to the first layer, with its bias: for all steps of a loop at once."""
-        return F.linear(x, self.get_parameter("weight_0")[:, : x.shape[-1]], self.get_parameter("bias_0"))
+    def _layer(self, number: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"weight_{number}"), getattr(self, f"bias_{number}")
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

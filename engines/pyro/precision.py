@@ -94,3 +94,10 @@ def product(x: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """x Wᵀ: (…, in), (out, in) to (…, out)."""
     plain = precision == "float32" or _twice()
     return torch.nn.functional.linear(x, weight) if plain else _Product.apply(x, weight, precision)
+
+
+def onto(x: Tensor, base: Tensor, weight: Tensor) -> Tensor:
+    """base + x Wᵀ, in one operation where nothing is broadcast."""
+    if x.dim() == 2 and base.shape == (len(x), len(weight)):
+        return torch.addmm(base, x, weight.t())
+    return base + torch.nn.functional.linear(x, weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,37 +35,44 @@ class Path:
     def __init__(self, step: Step, x: Tensor, known: list[Any], carry: Carry | None = None) -> None:
         self.step, self.x, self.known, self.carry = step, x, known, carry
 
+    @cached_property
+    def first(self) -> State:
+        """h_1 (B, H), the same for all particles, or what another window left of each (…, B, H)."""
+        start = None if self.carry is None else self.carry.start
+        return self.step.start(tuple(self.x.shape[1:2])) if start is None else start
+
     def latents(self, law: Law, reading: Tensor | None = None) -> Unrolled:
         """z_1 … z_T with z_t ~ law(h_t), or law(h_t, e_t), e_t step t of `reading` (T, B, …)."""
         return Unrolled(self, law, reading, tuple(self.x.shape[:2]))
 
-    def states(self, z: Tensor) -> State:
-        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H)."""
-        for step, path, states in self.known:
+    def along(self, z: Tensor) -> tuple[State, Tensor]:
+        """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H), and v_1 … v_T, what the step reads of z."""
+        for step, path, found in self.known:
             if path is z and type(step) is type(self.step):
-                return states
+                return found
         steps = iter(z.unbind(-3))
-        states, _ = self.run(tuple(z.shape[:-3]), lambda h, _: (next(steps), None))
-        self.known.append((self.step, z, states))
-        return states
+        found, _ = self.run(tuple(z.shape[:-3]), lambda h, _: (next(steps), None))
+        self.known.append((self.step, z, found))
+        return found
 
     def run(
         self, particles: tuple[int, ...], draw: Callable[[State, int], tuple[Tensor, Any]]
-    ) -> tuple[State, list[tuple[Tensor, Any]]]:
-        """States h_1 … h_T of the latents that `draw` gives, and what it gives."""
+    ) -> tuple[tuple[State, Tensor], list[tuple[Tensor, Any]]]:
+        """`along` the latents that `draw` gives at each step, and what it gives."""
         steps, rows = self.x.shape[:2]
         start = None if self.carry is None else self.carry.start
         h = self.step.start((*particles, rows)) if start is None else start
-        inputs = self.step.inputs(self.x, self.step.start((rows,)) if start is None else start)
-        states, drawn = [], []
+        inputs = self.step.inputs(self.x, self.first)
+        states, read, drawn = [], [], []
         for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
             states.append(h)
             drawn.append(draw(h, time))
+            read.append(self.step.read(drawn[-1][0]))
             if time < steps - 1 or self.carry is not None:
-                h = self.step.next(h, drawn[-1][0], u)
+                h = self.step.next(h, read[-1], u)
         if self.carry is not None:
             self.carry.last = h
-        return _stacked(states), drawn
+        return (_stacked(states), torch.stack(read, -3)), drawn
 
 
 class Unrolled(TorchDistribution):
@@ -89,31 +97,32 @@ class Unrolled(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         particles = (*sample_shape, *self.batch_shape[:-2])
+        rows = (*particles, self.batch_shape[-1])
         each = None if self.noise is None else self.noise.unbind(-3)
         reading = None if self.reading is None else self.reading.unbind(0)
 
         def draw(h: State, time: int) -> tuple[Tensor, Any]:
             fn = self.law(h) if reading is None else self.law(h, reading[time])
-            base, _ = peel(fn)
-            if each is not None and isinstance(base, Normal):
-                return base.loc + base.scale * each[time].to(base.loc), fn
-            rows = (*particles, self.batch_shape[-1])
             fn = fn if fn.batch_shape == rows else fn.expand(rows)
+            base, _ = peel(fn)
+            if isinstance(base, Normal):  # without the overhead of `rsample`
+                noise = base.loc.new_empty(fn.shape()).normal_() if each is None else each[time].to(base.loc)
+                return torch.addcmul(base.loc, base.scale, noise), fn
             return (fn.rsample() if fn.has_rsample else fn.sample()), fn
 
-        states, drawn = self.path.run(particles, draw)
+        along, drawn = self.path.run(particles, draw)
         z = torch.stack([one for one, _ in drawn], -3)
         laws = [fn for _, fn in drawn]
         if isinstance(peel(laws[0])[0], _STACKED):
             self.drawn = z, _together(laws, self.batch_shape)
-        self.path.known.append((self.path.step, z, states))
+        self.path.known.append((self.path.step, z, along))
         return z
 
     def given(self, z: Tensor) -> Any:
         """The laws of z_1 … z_T at the states along z: a distribution of the same batch and event."""
         if self.drawn is not None and self.drawn[0] is z:
             return self.drawn[1]
-        states = self.path.states(z)
+        states, _ = self.path.along(z)
         fn = self.law(states) if self.reading is None else self.law(states, self.reading)
         return fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1])
 

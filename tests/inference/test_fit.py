@@ -382,12 +382,18 @@ def test_every_pair_of_the_table_is_tried_here():
     assert set(PAIRS) == {"sentence_vae", "language_model", "vae", *SEQUENCES}
 
 
-SEQUENCES = ("vrnn", "linear_gaussian")
+SEQUENCES = ("vrnn", "srnn", "dmm", "linear_gaussian")
 
 
 @pytest.mark.parametrize(
     ("pair", "setting"),
-    [("vrnn", "divergence.kind=fivo"), ("vrnn", "fit.truncate=4"), ("linear_gaussian", "guide.proposal=filtering")],
+    [
+        ("vrnn", "divergence.kind=fivo"),
+        ("vrnn", "fit.truncate=4"),
+        ("srnn", "fit.truncate=4"),
+        ("dmm", "guide.proposal=filtering"),
+        ("linear_gaussian", "guide.proposal=filtering"),
+    ],
 )
 @pytest.mark.parametrize(("engine", "other"), [("pyro", "numpyro"), ("numpyro", "pyro")])
 def test_sequences_are_fitted_resumed_and_judged_alike(pair, engine, other, setting, tmp_path):
