@@ -74,6 +74,7 @@ class VRNNStep(Step):
         self.law, self.phi_x, self.phi_z, self.decoder, self.cell, self.likelihood = (
             ppl.module(name, nets[name]) for name in ("prior", "inputs", "latents", "decoder", "cell", "likelihood")
         )
+        self.advance = self.cell()
         self.spec = nets["prior"].spec
         self.dim = self.spec.dim
         self._seen: tuple[Any, Any] = (None, None)
@@ -100,4 +101,4 @@ class VRNNStep(Step):
         return self.likelihood(self.decoder(self.ppl.concatenate((v, h[0]))))
 
     def next(self, h: State, v: Any, inputs: Any) -> State:
-        return self.cell(inputs, v, h)
+        return self.advance(inputs, v, h)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,14 +10,14 @@ from jax import Array
 
 from ...models import cells
 from .module import Realised
-from .precision import product
+from .precision import onto, product
 from .recurrence import gru, gru_cell, lstm_cell
 
 State = tuple[Array, ...]
 
 
 class RecurrentCell(Realised):
-    """h_{t+1} = cell(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
+    """h_{t+1} = cell()(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
 
     def start(self, shape: tuple[int, ...]) -> State:
         """Zeros, with these leading dimensions."""
@@ -27,13 +28,21 @@ class RecurrentCell(Realised):
         """W_u u + b, (…, gates·H)."""
         return product(inputs, self.weights["weight_inputs"]) + self.weights["bias_ih"]
 
-    def __call__(self, projected: Array, latent: Array, state: State) -> State:
-        """projected broadcasts against the particles of v and h."""
-        gates = projected + product(latent, self.weights["weight_latent"])
-        recurrent = product(state[0], self.weights["weight_hh"])
-        if self.spec.kind == "lstm":
-            return lstm_cell(gates + recurrent, state[1])
-        return (gru_cell(gates, recurrent + self.weights["bias_hh"], state[0]),)
+    def __call__(self) -> Callable[[Array, Array, State], State]:
+        """h_{t+1} of (projected u_t, v_t, h_t) for all steps of a loop; projected broadcasts against particles."""
+        if self.spec.kind == "gru":
+            return self._gru
+        weight = jnp.concatenate((self.weights["weight_latent"], self.weights["weight_hh"]), 1)
+        return lambda projected, latent, state: self._lstm(projected, latent, state, weight)
+
+    def _lstm(self, projected: Array, latent: Array, state: State, weight: Array) -> State:
+        before = jnp.broadcast_to(state[0], (*latent.shape[:-1], self.spec.hidden))
+        return lstm_cell(onto(jnp.concatenate((latent, before), -1), projected, weight), state[1])
+
+    def _gru(self, projected: Array, latent: Array, state: State) -> State:
+        gates = onto(latent, projected, self.weights["weight_latent"])
+        recurrent = onto(state[0], self.weights["bias_hh"], self.weights["weight_hh"])
+        return (gru_cell(gates, recurrent, state[0]),)
 
 
 class GRULayer(Realised):

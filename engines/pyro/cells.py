@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ State = tuple[Tensor, ...]
 
 
 class RecurrentCell(Realised):
-    """h_{t+1} = cell(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
+    """h_{t+1} = cell()(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
 
     weight_inputs: Tensor
     weight_latent: Tensor
@@ -31,14 +33,21 @@ class RecurrentCell(Realised):
         """W_u u + b, (…, gates·H)."""
         return F.linear(inputs, self.weight_inputs, self.bias_ih)
 
-    def forward(self, projected: Tensor, latent: Tensor, state: State) -> State:
-        """projected broadcasts against the particles of v and h."""
-        gates = onto(latent, projected, self.weight_latent)
-        if self.spec.kind == "lstm":
-            i, f, g, o = onto(state[0], gates, self.weight_hh).chunk(4, -1)
-            c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
-            return o.sigmoid() * c.tanh(), c
-        hidden = self.spec.hidden
+    def forward(self) -> Callable[[Tensor, Tensor, State], State]:
+        """h_{t+1} of (projected u_t, v_t, h_t) for all steps of a loop; projected broadcasts against particles."""
+        if self.spec.kind == "gru":
+            return self._gru
+        weight = torch.cat((self.weight_latent, self.weight_hh), 1)  # once: one product a step
+        return lambda projected, latent, state: self._lstm(projected, latent, state, weight)
+
+    def _lstm(self, projected: Tensor, latent: Tensor, state: State, weight: Tensor) -> State:
+        both = torch.cat((latent, state[0].expand(*latent.shape[:-1], -1)), -1)
+        i, f, g, o = onto(both, projected, weight).chunk(4, -1)
+        c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
+        return o.sigmoid() * c.tanh(), c
+
+    def _gru(self, projected: Tensor, latent: Tensor, state: State) -> State:
+        gates, hidden = onto(latent, projected, self.weight_latent), self.spec.hidden
         recurrent = F.linear(state[0], self.weight_hh, self.get_parameter("bias_hh"))
         r, z = (gates[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).sigmoid().chunk(2, -1)
         n = torch.addcmul(gates[..., 2 * hidden :], r, recurrent[..., 2 * hidden :]).tanh()

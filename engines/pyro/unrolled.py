@@ -98,16 +98,18 @@ class Unrolled(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         particles = (*sample_shape, *self.batch_shape[:-2])
         rows = (*particles, self.batch_shape[-1])
-        each = None if self.noise is None else self.noise.unbind(-3)
+        noise = None if self.noise is None else self.noise.unbind(-3)
         reading = None if self.reading is None else self.reading.unbind(0)
 
         def draw(h: State, time: int) -> tuple[Tensor, Any]:
+            nonlocal noise
             fn = self.law(h) if reading is None else self.law(h, reading[time])
             fn = fn if fn.batch_shape == rows else fn.expand(rows)
             base, _ = peel(fn)
             if isinstance(base, Normal):  # without the overhead of `rsample`
-                noise = base.loc.new_empty(fn.shape()).normal_() if each is None else each[time].to(base.loc)
-                return torch.addcmul(base.loc, base.scale, noise), fn
+                if noise is None:
+                    noise = base.loc.new_empty((self.batch_shape[-2], *fn.shape())).normal_().unbind(0)
+                return torch.addcmul(base.loc, base.scale, noise[time].to(base.loc)), fn
             return (fn.rsample() if fn.has_rsample else fn.sample()), fn
 
         along, drawn = self.path.run(particles, draw)
