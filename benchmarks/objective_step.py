@@ -52,7 +52,7 @@ def objectives() -> dict[str, Any]:
     return {
         "_".join(filter(None, (one.kind, getattr(one, "estimator", None)))): one.model_copy(update={"particles": 1})
         for one in every
-        if misfit(prior, posterior, one) is None
+        if misfit(prior, posterior, one) is None and one.kind != "svgd"  # whose particles move each other
     }
 
 

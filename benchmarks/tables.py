@@ -3,10 +3,9 @@
     python benchmarks/tables.py            renews every table
     python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
 
-A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` and
-`sequences` (from RECIPE.ENGINE.SEED.json)
-or `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms", …}]}`) or
-`compatibility` (from the specs).
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` and `sequences` (from
+RECIPE.ENGINE.SEED.json), `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms",
+…}]}`), what is first asked of each, `measured` and `faster`, or `compatibility` (from the specs).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -176,6 +176,44 @@ def ratio(above: Any, below: Any) -> str:
     return number(float(above) / float(below)) if above and below else NONE
 
 
+def measured() -> str:
+    """A recipe and an engine a row: the mean over seeds, and the standard deviation."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in quality_results():
+        found.setdefault((result["recipe"], result["engine"]), []).append(result)
+    columns = ["recipe", "engine", "seeds", "measure", "ours", "published"]
+    return table(columns, (measured_row(*names, results) for names, results in found.items()))
+
+
+def measured_row(recipe: str, engine: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    what, unit, values = asked(results)
+    mean, deviation = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    claims = results[0].get("published") or []
+    value = "; ".join(f"{number(each['value'])} ({each['source'].split(',')[0]})" for each in claims) or NONE
+    return [f"`{recipe}`", engine, str(len(values)), f"{what}, {unit}", number(mean) + spread, value]
+
+
+def asked(results: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[float]]:
+    """What papers report of such a recipe, its unit, and a value a result."""
+    metrics = [result["metrics"] for result in results]
+    if of_sequences(results[0]):
+        best = max(STEPS, key=lambda bound: statistics.fmean(one[bound]["total_step"] for one in metrics))
+        return STEPS[best], "nats per step", [one[best]["total_step"] for one in metrics]
+    return QUALITY["iw_nll"], "nats", [one["iw_nll"] for one in metrics]
+
+
+def faster() -> str:
+    """Training steps beside the library's own and a loop by hand."""
+    columns = ["training step", *(name for name in RATIOS if "floor" not in name and "plain" not in name)]
+    parts = []
+    for result in speed_results():
+        steps = [entry for entry in result["measurements"] if "stock_ms" in entry and "hand_ms" in entry]
+        rows = [[line[0], *line[-1 - len(RATIOS) :][: len(columns) - 1]] for line in map(speed_row, steps)]
+        parts.append(f"{result['device']}:\n\n{table(columns, rows)}")
+    return "\n".join(parts)
+
+
 def compatibility() -> str:
     """What fits each posterior, from the matrix that `guidebook list --json` prints."""
     from guidebook.inference.compatibility import matrix
@@ -200,7 +238,14 @@ def _with_estimators(fits: tuple[str, set[str]]) -> str:
     return f"{kind} ({named})" if named else kind
 
 
-TABLES = {"quality": quality, "sequences": sequences, "speed": speed, "compatibility": compatibility}
+TABLES = {
+    "measured": measured,
+    "faster": faster,
+    "quality": quality,
+    "sequences": sequences,
+    "speed": speed,
+    "compatibility": compatibility,
+}
 
 
 def renewed(text: str) -> str:
