@@ -6,7 +6,7 @@ of steps more than a window before it is left out, and memory is that of one win
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..guides.pair import Pair
@@ -21,6 +21,22 @@ class Carry:
 
     def __init__(self, start: Any = None) -> None:
         self.start, self.last = start, None
+
+    def first(self, shape: tuple[int, ...], start: Callable[[tuple[int, ...]], Any]) -> Any:
+        """h_1 of particles and rows `shape`: what was handed on, else `start(shape)`.
+
+        Raises:
+            BadInput: the state handed on is of another shape.
+        """
+        if self.start is None:
+            return start(shape)
+        part = self.start[0] if isinstance(self.start, tuple) else self.start
+        if tuple(part.shape[:-1]) != shape:
+            raise BadInput(
+                f"the state carried from the window before is of particles and sequences {tuple(part.shape[:-1])}, and "
+                f"this window has {shape}: the same sequences in the same order would be right"
+            )
+        return self.start
 
 
 def windows(arrays: Mapping[str, Array], steps: int | None) -> list[dict[str, Array]]:

@@ -63,8 +63,7 @@ class Path:
         key: of networks that draw themselves, as in dropout.
         """
         steps, rows = self.x.shape[:2]
-        start = None if self.carry is None else self.carry.start
-        h = self.step.start((*particles, rows)) if start is None else start
+        h = (self.carry or Carry()).first((*particles, rows), self.step.start)
         inputs = self.step.inputs(self.x, self.first)
 
         def body(h: State, at: Any) -> tuple[State, Any]:

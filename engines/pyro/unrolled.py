@@ -60,8 +60,7 @@ class Path:
     ) -> tuple[tuple[State, Tensor], list[tuple[Tensor, Any]]]:
         """`along` the latents that `draw` gives at each step, and what it gives."""
         steps, rows = self.x.shape[:2]
-        start = None if self.carry is None else self.carry.start
-        h = self.step.start((*particles, rows)) if start is None else start
+        h = (self.carry or Carry()).first((*particles, rows), self.step.start)
         inputs = self.step.inputs(self.x, self.first)
         states, read, drawn = [], [], []
         for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):

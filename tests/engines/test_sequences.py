@@ -213,3 +213,14 @@ def test_windows_ask_for_a_sum_over_steps(both):
     )
     with pytest.raises(BadInput, match="no sum over steps"):
         fit.init(music())
+
+
+def test_a_state_of_other_sequences_is_refused():
+    from guidebook.engines.windows import Carry
+    from guidebook.models.errors import BadInput
+
+    start = Carry((np.zeros((2, 3, 4)), np.zeros((2, 3, 4))))
+    assert start.first((2, 3), np.ones) is start.start
+    assert start.first((2, 3), np.ones)[0].shape == Carry().first((2, 3, 4), np.ones).shape
+    with pytest.raises(BadInput, match=r"of particles and sequences \(2, 3\), and this window has \(2, 5\)"):
+        start.first((2, 5), np.ones)

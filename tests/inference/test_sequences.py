@@ -216,3 +216,11 @@ def test_the_bound_on_particles_is_one_that_is_accepted(gaussian, monkeypatch):
     refuse_too_many(run, steps=STEPS, particles=most, rows=1)
     with pytest.raises(BadInput):
         refuse_too_many(run, steps=STEPS, particles=most + 1, rows=1)
+
+
+def test_a_fit_says_what_memory_holds_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("guidebook.inference.particles.available", lambda: 10**6)
+    data = {"x": np.ones((60, 3), np.float32), "x_lengths": np.array([7, 3] * 6)}
+    with pytest.raises(BadInput, match=r"at most .* particles would be right"):
+        fit(PAIRS["vrnn"], "divergence.kind=fivo", "divergence.particles=10000", data=data, engine="pyro", out=tmp_path)
+    assert not list(tmp_path.iterdir())
