@@ -35,6 +35,7 @@ TARGETS = {
     "pyro_vrnn_residual": {"ours/hand": ("<=", 1.1), "stock/ours": (">=", 3.0)},
     "numpyro_vrnn": {"ours/hand": ("<=", 1.1), "stock/ours": (">=", 1.6)},
     "numpyro_vrnn_residual": {"ours/hand": ("<=", 1.1), "stock/ours": (">=", 1.6)},
+    "pyro_dmm": {"stock/ours": (">=", 4.0)},
     "pyro_peak_memory_50000": {"ours/hand": ("<=", 0.5)},
     "numpyro_peak_memory_50000": {"ours/hand": ("<=", 0.5)},
 }
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
     load = os.getloadavg()[0]
-    runs = [*(f"{engine}_step" for engine in ENGINES), "spherical_step"]
+    runs = [*(f"{engine}_step" for engine in ENGINES), "spherical_step", "dmm_step"]
     runs += [f"{script} --engine {engine}" for script in ("objective_step", "vrnn_step") for engine in ENGINES]
     entries = [judged(entry) for run in runs for entry in measured(run, repeats)]
     result = {"device": device(), "commit": commit(), "repeats": repeats, "load_before": load, "measurements": entries}

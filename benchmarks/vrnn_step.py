@@ -19,13 +19,17 @@ import importlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import resident
 from guidebook.engines import load
 from guidebook.engines.draws import standard_normal
 from guidebook.engines.memory import keep_freed_memory
@@ -40,7 +44,7 @@ from guidebook.models.vrnn import VRNNModel
 
 PAIR = PAIRS["vrnn"]
 DATA_SIZE = 229
-LENGTHS, PARTICLES = (100, 300, 1000, 3000), (1, 4, 16)
+LENGTHS, PARTICLES, WINDOW = (100, 300, 1000, 3000), (1, 4, 16), 100
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -86,9 +90,9 @@ class Shape:
         return PAIR.realisable(model, VRNNGuide(residual=self.residual, features=self.hidden), self.notes)
 
 
-def program(engine: str, shape: Shape, particles: int = 1) -> tuple[Any, Any]:
+def program(engine: str, shape: Shape, particles: int = 1, truncate: int | None = None) -> tuple[Any, Any]:
     """The engine with the pair, and its state."""
-    settings = Settings(data_size=DATA_SIZE, objective=KL(particles=particles).objective())
+    settings = Settings(data_size=DATA_SIZE, objective=KL(particles=particles).objective(), truncate=truncate)
     made = load(engine).Program(PAIR, shape.networks(), settings)
     return made, made.init(shape.batch())
 
@@ -166,13 +170,34 @@ def growth(engine: str, repeats: int, clock: Callable[[], float]) -> list[dict[s
     ]
 
 
+def peak(engine: str, steps: int) -> float:
+    """MiB by which steps of truncated backpropagation raise resident memory at its peak, compilation included."""
+    made, state = program(engine, Shape(2 * WINDOW), truncate=WINDOW)
+    batch, rates = Shape(steps).batch(), {"model": 1e-3, "guide": 1e-3}
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
+    for count in range(2):
+        state, _ = made.step(state, [batch], Control(count, 1.0, rates))
+    return resident("VmHWM") - before
+
+
+def memory(engine: str) -> dict[str, Any]:
+    """One entry: peak memory of a step in windows at T = 3,000, and at T = 300; each in a process of its own."""
+    found = {}
+    for steps in (300, 3000):
+        command = [sys.executable, "-m", "benchmarks.vrnn_step", "--engine", engine, "--peak", str(steps)]
+        found[steps] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    sizes = {"ours_mib": found[3000], "plain_mib": found[300], "ours/plain": found[3000] / found[300]}
+    return {"name": f"{engine}_vrnn_memory_in_windows", **sizes}
+
+
 def measure(engine: str, repeats: int = 15, clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
     """Everything this script measures: a list of entries with a name, times in milliseconds and ratios."""
     keep_freed_memory()
     if engine == "pyro":
         importlib.import_module("torch").set_num_threads(1 if clock is time.process_time else 2)
     entries = [training(engine, Shape(residual=residual), repeats, clock) for residual in (False, True)]
-    return entries + growth(engine, max(3, repeats // 3), clock)
+    return [*entries, *growth(engine, max(3, repeats // 3), clock), memory(engine)]
 
 
 def main() -> None:
@@ -181,7 +206,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        print(peak(options.engine, options.peak))
+        return
     if options.processor_time:  # before the engine is imported
         os.environ.update(ONE_THREAD)
     clock = time.process_time if options.processor_time else time.perf_counter

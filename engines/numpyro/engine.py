@@ -149,16 +149,17 @@ class Program(Losses):
         found, (info, last) = gradient(first, None, 0)
         whole = [part for part in others if part["x"].shape == first["x"].shape]
         if whole:
-            stacked = {name: jnp.stack([part[name] for part in whole]) for name in ("x", "mask")}
+            size = first["x"].shape[1]
 
-            def body(carry: Any, at: Any) -> tuple[Any, None]:
+            def body(carry: Any, number: Any) -> tuple[Any, None]:
                 found, info, last = carry
-                number, part = at
+                part = {
+                    name: jax.lax.dynamic_slice_in_dim(arrays[name], number * size, size, 1) for name in ("x", "mask")
+                }
                 more, (sums, last) = gradient(arrays | part, stop_gradient(last), number)
                 return (add(found, more), add(info, sums), last), None
 
-            numbers = jnp.arange(1, len(whole) + 1)
-            (found, info, last), _ = jax.lax.scan(body, (found, info, last), (numbers, stacked))
+            (found, info, last), _ = jax.lax.scan(body, (found, info, last), jnp.arange(1, len(whole) + 1))
         for part in others[len(whole) :]:
             more, (sums, last) = gradient(part, stop_gradient(last), len(others))
             found, info = add(found, more), add(info, sums)
