@@ -63,10 +63,10 @@ class Example(nn.Module):
                 self.register_parameter(name.replace(".", "_"), nn.Parameter(torch.tensor(value)))
         gates, inputs = weights["backward.weight_ih"].shape
         self.lstm = nn.LSTM(inputs, gates // 4)
+        second = {"backward.bias_hh": np.zeros(gates, np.float32)}
         with torch.no_grad():
-            for name in ("weight_ih", "weight_hh", "bias_ih"):
-                getattr(self.lstm, f"{name}_l0").copy_(torch.tensor(weights[f"backward.{name}"]))
-            self.lstm.bias_hh_l0.zero_()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                getattr(self.lstm, f"{name}_l0").copy_(torch.tensor((weights | second)[f"backward.{name}"]))
 
     def linear(self, name: str, part: str, x: Tensor) -> Tensor:
         return F.linear(x, getattr(self, f"{name}_weight_{part}"), getattr(self, f"{name}_bias_{part}"))
@@ -84,24 +84,24 @@ class Example(nn.Module):
 
     def model(self, x: Tensor, mask: Tensor) -> None:
         pyro.module("dmm", self)
-        z: Tensor = self.prior_first.expand(len(x), -1)  # pyright: ignore[reportAssignmentType, reportCallIssue]
+        z: Tensor = self.prior_first.expand(len(x), -1)  # pyright: ignore[reportCallIssue]
         with pyro.plate("sequences", len(x)):
             for t in pyro.markov(range(x.shape[1])):
                 loc, scale = self.transition(z)
-                with poutine.mask(mask=mask[:, t]):
-                    z = pyro.sample(f"z_{t}", dist.Normal(loc, scale).to_event(1))
-                    pyro.sample(f"x_{t}", dist.Bernoulli(logits=self.emission(z)).to_event(1), obs=x[:, t])
+                z = pyro.sample(f"z_{t}", dist.Normal(loc, scale).mask(mask[:, t : t + 1]).to_event(1))
+                notes = dist.Bernoulli(logits=self.emission(z)).mask(mask[:, t : t + 1]).to_event(1)
+                pyro.sample(f"x_{t}", notes, obs=x[:, t])
 
     def guide(self, x: Tensor, mask: Tensor) -> None:
         pyro.module("dmm", self)
         read = self.lstm(x.transpose(0, 1).flip(0))[0].flip(0)
-        z: Tensor = self.prior_first.expand(len(x), -1)  # pyright: ignore[reportAssignmentType, reportCallIssue]
+        z: Tensor = self.prior_first.expand(len(x), -1)  # pyright: ignore[reportCallIssue]
         with pyro.plate("sequences", len(x)):
             for t in pyro.markov(range(x.shape[1])):
                 combined = 0.5 * (self.linear("combiner", "0", z).tanh() + read[t])
                 loc, log_variance = F.linear(combined, self.posterior_weight).chunk(2, -1)  # pyright: ignore[reportArgumentType]
-                with poutine.mask(mask=mask[:, t]):
-                    z = pyro.sample(f"z_{t}", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
+                law = dist.Normal(loc, (0.5 * log_variance).exp()).mask(mask[:, t : t + 1]).to_event(1)
+                z = pyro.sample(f"z_{t}", law)
 
 
 def ours() -> tuple[Step, Example]:
@@ -132,7 +132,7 @@ def check(program: Any, state: Any, arrays: dict[str, np.ndarray], example: Exam
     }
     for of, value in expected.items():
         found = poutine.trace(poutine.condition(of, data)).get_trace(*inputs).log_prob_sum()
-        np.testing.assert_allclose(found.item(), value, rtol=1e-4)
+        np.testing.assert_allclose(torch.as_tensor(found).item(), value, rtol=1e-4)
 
 
 def stock(example: Example) -> Step:

@@ -19,7 +19,7 @@ from ..models.errors import BadInput, FailedRun, Interrupted
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
 from .consistency import Views, is_binary
-from .datasets import Dataset, TextData
+from .datasets import Dataset, SequenceData, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
 from .interruption import stop_requested
@@ -86,7 +86,7 @@ class _Fitting:
     ) -> None:
         self.recipe, self.pair, self.dataset, self.folder, self.show = recipe, pair, dataset, folder, show
         fit = recipe.fit
-        if pair.steps is not None:
+        if isinstance(dataset, SequenceData):
             lengths = dataset.splits["train"].lengths
             steps = min(int(lengths.max()), fit.truncate or lengths.max())
             particles = getattr(recipe.divergence, "particles", 1)
