@@ -37,6 +37,14 @@ def test_every_combination_is_in_it_once():
     assert catalogue().to_dict()["matrix"] == MATRIX
 
 
+def test_every_name_has_a_line():
+    found = catalogue()
+    for table in (found.pairs, *found.specs.values()):
+        for name, line in table.items():
+            assert line.strip(), name
+            assert line[-1] not in ",:", (name, line)
+
+
 def test_every_part_fits_something():
     for role in ("prior", "posterior", "divergence"):
         assert {row[role] for row in MATRIX} == {row[role] for row in MATRIX if row["fits"]}, role
