@@ -88,3 +88,15 @@ def test_the_sentence_says_what_would_fit(changed, sentence):
     row = {"prior": "standard_normal", "posterior": "diagonal_normal", "divergence": "kl", "estimator": None} | changed
     with pytest.raises(BadInput, match=sentence):
         parse(recipe(row))
+
+
+def test_unrounded_draws_have_no_mass_to_weigh():
+    soft = {"kind": "relaxed_categorical", "straight_through": False}
+    for divergence in ({"kind": "iwae"}, {"kind": "kl", "estimator": "sampled"}, {"kind": "kl", "estimator": "stl"}):
+        table = recipe(
+            {"prior": "categorical", "posterior": "relaxed_categorical", "divergence": "kl", "estimator": None}
+        )
+        with pytest.raises(BadInput, match=r"lie between the values that have a mass.*straight_through = true"):
+            parse(table | {"guide": {"posterior": soft}, "divergence": divergence})
+        parse(table | {"divergence": divergence})
+    parse(table | {"guide": {"posterior": soft}, "divergence": {"kind": "kl"}})
