@@ -5,6 +5,7 @@ from .compare import compare
 from .diagnose import diagnose, to_arviz
 from .divergences import (
     CUBO,
+    FIVO,
     IWAE,
     KL,
     SVGD,
@@ -32,6 +33,7 @@ from .text import interpolate, reconstruct, sample
 
 __all__ = [
     "CUBO",
+    "FIVO",
     "IWAE",
     "KL",
     "SVGD",

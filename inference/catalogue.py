@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,10 @@ class Catalogue:
 def catalogue() -> Catalogue:
     here = installed()
     return Catalogue(
-        pairs={name: _first_line(pair.model) for name, pair in PAIRS.items()},
+        pairs={name: _summary(sys.modules[pair.model_spec.__module__]) for name, pair in PAIRS.items()},
         recipes=sorted(path.stem for path in RECIPES.glob("*.toml")),
         specs={
-            role: {spec.model_fields["kind"].default: _first_line(spec) for spec in models_in(annotation)}
+            role: {spec.model_fields["kind"].default: _summary(spec) for spec in models_in(annotation)}
             for role, annotation in ROLES.items()
         },
         engines={name: name in here for name in ENGINES},
@@ -65,8 +66,9 @@ def catalogue() -> Catalogue:
     )
 
 
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+def _summary(thing: Any) -> str:
+    """The first paragraph of its docstring, in one line."""
+    return " ".join((thing.__doc__ or "").strip().partition("\n\n")[0].split()).rstrip(":,")
 
 
 def _names(table: dict[str, str]) -> str:

@@ -136,12 +136,29 @@ def _picture(runs: dict[str, Run], found: dict[str, Evaluation | SequenceEvaluat
 
 def _variation(text: str) -> tuple[str, Sequence[str]]:
     key, equals, values = text.partition("=")
-    parts = [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", values)]
+    parts = _split(values)
     if not equals or not key or "" in parts:
         raise BadInput(f"{text!r} is no variation: write KEY=VALUE,VALUE, e.g. divergence=kl,iwae:8,renyi:0.5")
     if len(set(parts)) < len(parts):
         raise BadInput(f"{text!r} names a value twice: each once would be right")
     return key, parts
+
+
+def _split(values: str) -> list[str]:
+    """At the commas outside every table, list and string."""
+    parts, depth, quote = [""], 0, ""
+    for letter in values:
+        if letter == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += letter
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "{[") - (letter in "}]")
+    return [part.strip() for part in parts]
 
 
 def _expanded(value: str) -> str:

@@ -67,6 +67,12 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"{divergence.kind!r} as set relies on weights p / q or on ∇ log q, which mislead there: "
             f'use kl with estimator = "analytic"{", or the posterior " if fixed else ""}{" or ".join(fixed)}'
         )
+    if not getattr(posterior, "straight_through", True) and _asks_mass(divergence):
+        return (
+            f"the draws of the posterior {posterior.kind!r} with straight_through = false lie between the values that "
+            f"have a mass, and the divergence {divergence.kind!r} as set relies on log q there: use "
+            'straight_through = true, or kl with estimator = "analytic"'
+        )
     if "normal" in divergence.needs:
         for role, part in (("prior", prior), ("posterior", posterior)):
             if part.kind not in NORMAL[role]:
@@ -133,6 +139,12 @@ class _Facts:
 
 def _countable(posterior: Any) -> bool:
     return posterior.support in ("binary", "one_hot") and not posterior.pathwise
+
+
+def _asks_mass(divergence: Any) -> bool:
+    """Whether log q at a draw counts, and not the KL's formula alone."""
+    sampled = getattr(divergence, "estimator", None) == "sampled"
+    return divergence.weighs or sampled or bool(divergence.needs & {"path", "score"})
 
 
 def _inside(one: str, other: str) -> bool:

@@ -27,6 +27,9 @@ def sentence(spec: type[BaseModel], error: ValidationError, table: str = "") -> 
         case "literal_error":
             expected = [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")]
             return f"{where} = {value!r} is unknown{nearest(str(value), expected)}; known: {', '.join(expected)}"
+        case "model_type" | "model_attributes_type":
+            table = f'kind = "{value}"' if isinstance(value, str) else "KEY = VALUE"
+            return f"{where} = {value!r} is wrong: a table would be right, {where} = {{{table}}}"
         case "missing":
             return f"{where} is missing"
         case "value_error":

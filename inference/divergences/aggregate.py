@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ...engines.arrays import namespace
 from ...engines.terms import Terms
 from .base import Objectives
 from .kl import normal_moments
+
+LAST = 1e30
+"""Beyond every draw, in float32 too."""
 
 
 class InfoVAE(Objectives):
@@ -34,6 +37,15 @@ class InfoVAE(Objectives):
     kernel: Literal["imq", "rbf"] = "imq"
     bandwidth: PositiveFloat = 1.0
     projections: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _fits(self) -> InfoVAE:
+        if self.alpha + self.strength < 1:
+            raise ValueError(
+                f"the weight of the distance, alpha + strength - 1, is below 0: strength = {1 - self.alpha:g} or more "
+                "would be right"
+            )
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -80,7 +92,9 @@ class InfoVAE(Objectives):
         xp = namespace(z)
         directions = np.random.default_rng(0).standard_normal((z.shape[-1], self.projections))
         directions = xp.like(directions / np.linalg.norm(directions, axis=0), z)
-        ours, theirs = (xp.sort((draw * rows[:, None]) @ directions, 0) for draw in (z, prior))
+        real = rows[:, None] > 0
+        # the fillers of both come last, at one place
+        ours, theirs = (xp.sort(xp.where(real, draw @ directions, LAST), 0) for draw in (z, prior))
         return ((ours - theirs) ** 2).sum() / (self.projections * rows.sum())
 
 

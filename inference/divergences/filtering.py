@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from ...engines.filtering import Filtering
 from ...engines.terms import Terms
+from ...models.errors import BadInput
 from ..schedules import Constant, NumberOrSchedule
 from .base import Objectives
 
@@ -48,6 +49,15 @@ class FIVO(Objectives):
     @property
     def filtering(self) -> Filtering:
         return Filtering(self.resampling, self.threshold, self.gradient)
+
+    def on(self, engine: str, *, plate: str = "data", weight: float = 1.0) -> Any:
+        """
+        Raises:
+            BadInput: always, for a stock SVI runs the programs as they are, without a filter.
+        """
+        raise BadInput(
+            "fivo filters inside the loop over time of a pair of sequences, which a stock SVI does not: use fit"
+        )
 
     def loss(self, terms: Terms, weight: Any) -> Any:
         assert terms.evidence is not None

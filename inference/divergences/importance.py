@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from ...engines.arrays import namespace
 from ...engines.terms import Sides, Terms
@@ -56,7 +56,8 @@ class Renyi(Objectives):
     """−1/(1 − α) log (1/S) Σ w_s^{1 − α}: the variational Rényi bound (Li & Turner 2016).
 
     α → 1 is the ELBO, α = 0 the IWAE bound; from below for α ≥ 0, from above for α < 0 and S → ∞ only: the Monte Carlo
-    estimate is biased (Jensen), downwards for α < 1. S draws cost S decoder passes. estimator as for IWAE.
+    estimate is biased (Jensen), downwards for α < 1. S draws cost S decoder passes. estimator as for IWAE. With α < 0 and
+    many particles the guide leaves the posterior, for that raises a bound from above: `CUBO` of order 1 − α lowers it.
     """
 
     bounds: ClassVar[str] = "below"
@@ -107,8 +108,17 @@ class CUBO(Objectives):
     weighs: ClassVar[bool] = True
 
     kind: Literal["cubo"] = "cubo"
-    order: float = Field(default=2.0, ge=1, description="n")
+    order: float = Field(default=2.0, gt=1, description="n")
     particles: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _fits(self) -> CUBO:
+        if min(self.weight.at(0), self.weight.at(math.inf)) * self.order <= 1:
+            raise ValueError(
+                f"the bound is from above, and the guide drawn to the posterior, while order · weight > 1: a weight "
+                f"that stays above {1 / self.order:g} would be right"
+            )
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -129,6 +139,9 @@ class TVO(Objectives):
     π_β ∝ q^{1−β} p^β. "lower": left Riemann sum, a bound from below; "upper": right, from above; both up to the bias of
     self-normalised weights, which vanishes as S grows. One partition, lower, is the ELBO. The gradient is the
     covariance estimator: no pathwise gradient is needed, so discrete latents may be trained with it.
+
+    Of "upper" the guide makes the bound itself small, which is what is reported, and the model's side follows the
+    importance-weighted bound of the same draws, as with `CUBO`.
     """
 
     bounds: ClassVar[str] = "below"
@@ -169,4 +182,6 @@ class TVO(Objectives):
             value = value - step * mean
             model = model - step * ((share + beta * surprise) * log_weight).sum(0)
             guide = guide - step * (((1 - beta * weight) * surprise - weight * share) * log_q).sum(0)
+        if self.side == "upper":
+            return Sides(-value, -log_mean_exp(log_weight), -guide)
         return Sides(value, model, guide)

@@ -125,5 +125,5 @@ def test_running_moments_follow_those_of_the_batches(both, engine, batch):
 
 def test_a_batch_of_one_has_no_moments(both, engine):
     networks = PAIR.realisable(*tables("standard_normal", "batch_normalised_normal"), V)
-    with pytest.raises(BadInput, match=r"one row: set fit\.batch_size to 2 or more"):
+    with pytest.raises(BadInput, match=r"one row: set fit\.batch_size to 2 or more$"):
         both.program(engine, PAIR, networks, data_size=40).init(both.sentences([4, 5]))

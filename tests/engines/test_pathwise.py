@@ -14,6 +14,7 @@ import numpyro.distributions as npd
 import pyro.distributions as pyd
 import pytest
 import torch
+from pyro.distributions import transforms
 from scipy.integrate import quad
 
 pytestmark = pytest.mark.usefixtures("_float64")
@@ -29,8 +30,8 @@ CASES = {
     "rayleigh": (lambda d, s: _weibull(d, s, 2.0), lambda z: z**2, 1.3, lambda s: 2 * s),
     "pareto": (lambda d, a: d.Pareto(_like(d, 1.0), a), lambda z: 1 / z, 2.5, lambda a: (a + 1) ** -2),
     "weibull": (lambda d, s: _weibull(d, s, 1.0), lambda z: z, 0.9, lambda s: 1.0),
-    "reciprocal": (lambda d, b: d.LogUniform(1.0, b), "log", 3.0, lambda b: 0.5 / b),
-    "gompertz": (lambda d, c: d.Gompertz(c, 1.0), "expm1", 0.7, lambda c: -(c**-2)),
+    "reciprocal": (lambda d, b: _reciprocal(d, b), "log", 3.0, lambda b: 0.5 / b),
+    "gompertz": (lambda d, c: _gompertz(d, c), "expm1", 0.7, lambda c: -(c**-2)),
     "gumbel": (lambda d, s: d.Gumbel(_like(d, 0.5), s), lambda z: z, 1.2, lambda s: GAMMA),
     "erlang": (lambda d, r: d.Gamma(3.0, r), lambda z: z**2, 1.4, lambda r: -2 * 12 * r**-3),
     "laplace": (lambda d, b: d.Laplace(0.3, b), lambda z: z**2, 0.6, lambda b: 4 * b),
@@ -57,7 +58,7 @@ CASES = {
     "f": (lambda d, b: d.FisherSnedecor(3.0, b), lambda z: z, 12.0, lambda b: -2 / (b - 2) ** 2),
 }
 SHIPPED = {
-    "pyro": set(CASES) - {"reciprocal", "gompertz"},
+    "pyro": set(CASES),
     "numpyro": set(CASES) - {"f"},
 }
 
@@ -72,6 +73,22 @@ def _ends(d, number):
 
 def _weibull(d, scale, shape):
     return d.Weibull(scale, _like(d, shape))
+
+
+def _reciprocal(d, high):
+    """On (1, high); Pyro ships it as the exponential of a uniform."""
+    if d is npd:
+        return d.LogUniform(1.0, high)
+    return d.TransformedDistribution(d.Uniform(0 * high, high.log()), [transforms.ExpTransform()])
+
+
+def _gompertz(d, shape):
+    """P(z > x) = exp(−shape (e^x − 1)); in Pyro log(1 + y), y exponential."""
+    if d is npd:
+        return d.Gompertz(shape, 1.0)
+    return d.TransformedDistribution(
+        d.Exponential(shape), [transforms.AffineTransform(1.0, 1.0), transforms.ExpTransform().inv]
+    )
 
 
 def pathwise(engine, family, f, value):

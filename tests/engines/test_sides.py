@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpyro.infer import SVI
 
-from guidebook.inference import IWAE, KL, SVGD, Fisher, InfoVAE, ReweightedWakeSleep, Stein
+from guidebook.inference import FIVO, IWAE, KL, SVGD, Fisher, InfoVAE, ReweightedWakeSleep, Stein
+from guidebook.models import BadInput
 
 X = np.array([0.3, -1.2, 2.0])
 NOISE = 0.8
@@ -94,3 +95,8 @@ def test_a_single_loss_is_refused_where_there_are_two():
     with pytest.raises(Exception, match="minimise different things"):
         KL(estimator="stl").on("pyro").differentiable_loss(model, guide, torch.tensor(X))
     pyro.clear_param_store()
+
+
+def test_a_filter_is_refused(engine):
+    with pytest.raises(BadInput, match="use fit"):
+        FIVO().on(engine)

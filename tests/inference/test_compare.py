@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from guidebook.inference import compare, load
+from guidebook.inference.compare import _variation
 from guidebook.inference.divergences import Divergence
 from guidebook.inference.mistakes import models_in
 from guidebook.inference.recipe import override, parse
@@ -53,6 +54,18 @@ def test_every_run_is_kept_and_judged_alike(corpus, tmp_path):
     assert {"elbo", "iw_nll", "kl", "mi", "active_units", "seconds"} <= set(table)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["kl", "iwae:8"],
+        ["{kind = 'kl', weight = {kind = 'linear', steps = 9}}", "iwae:8"],
+        ["[1, [2, 3]]", "'a, b'", '"c, {"', "{a = [1, 2], b = {c = 1, d = 2}}"],
+    ],
+)
+def test_values_are_parted_where_they_end(values):
+    assert _variation(f"divergence={', '.join(values)}") == ("divergence", values)
+
+
 def test_any_setting_may_vary(corpus, tmp_path):
     found = compare(
         "quickstart", "model.prior.dim=1,3", *TINY, corpus, out=tmp_path / "runs", particles=2, progress=False
@@ -71,6 +84,10 @@ def test_any_setting_may_vary(corpus, tmp_path):
         ("divergence=iwae:0", "particles"),
         ("divergence=kl:-1", "weight"),
         ("divergence=f_divergence:total_variation", "no second derivative"),
+        ("divergence=cubo:1", "order = 1"),
+        ("divergence={kind = 'cubo', weight = 0.5}", "above 0.5 would be right"),
+        ("divergence={kind = 'cubo', weight = {kind = 'linear', steps = 9}}", "above 0.5 would be right"),
+        ("divergence=info_vae:0.5", "strength = 1 or more"),
         ("model.prior.dimm=1,2", "did you mean 'dim'"),
     ],
 )

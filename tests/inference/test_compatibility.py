@@ -37,6 +37,14 @@ def test_every_combination_is_in_it_once():
     assert catalogue().to_dict()["matrix"] == MATRIX
 
 
+def test_every_name_has_a_line():
+    found = catalogue()
+    for table in (found.pairs, *found.specs.values()):
+        for name, line in table.items():
+            assert line.strip(), name
+            assert line[-1] not in ",:", (name, line)
+
+
 def test_every_part_fits_something():
     for role in ("prior", "posterior", "divergence"):
         assert {row[role] for row in MATRIX} == {row[role] for row in MATRIX if row["fits"]}, role
@@ -80,3 +88,15 @@ def test_the_sentence_says_what_would_fit(changed, sentence):
     row = {"prior": "standard_normal", "posterior": "diagonal_normal", "divergence": "kl", "estimator": None} | changed
     with pytest.raises(BadInput, match=sentence):
         parse(recipe(row))
+
+
+def test_unrounded_draws_have_no_mass_to_weigh():
+    soft = {"kind": "relaxed_categorical", "straight_through": False}
+    for divergence in ({"kind": "iwae"}, {"kind": "kl", "estimator": "sampled"}, {"kind": "kl", "estimator": "stl"}):
+        table = recipe(
+            {"prior": "categorical", "posterior": "relaxed_categorical", "divergence": "kl", "estimator": None}
+        )
+        with pytest.raises(BadInput, match=r"lie between the values that have a mass.*straight_through = true"):
+            parse(table | {"guide": {"posterior": soft}, "divergence": divergence})
+        parse(table | {"divergence": divergence})
+    parse(table | {"guide": {"posterior": soft}, "divergence": {"kind": "kl"}})

@@ -65,6 +65,17 @@ def test_rows_do_not_touch_each_other(kl, log_likelihood, row, per):
     np.testing.assert_array_equal(before[same], after[same])
 
 
+@given(kls, logs, st.floats(0.1, 30))
+def test_free_bits_of_a_batch_floor_the_mean_of_each_dimension_over_real_rows(kl, log_likelihood, nats):
+    rows = np.array([1.0, 0.0, 1.0, 1.0])
+    found = terms(kl, log_likelihood)._replace(weight=rows)
+    floored = KL(free_bits=FreeBits(nats=nats, per="batch")).loss(found, 1.0) + log_likelihood.mean(0)
+    mean = kl[rows > 0].mean(0)
+    assert (floored * rows).sum() == pytest.approx(3 * np.maximum(mean, nats / D).sum(), rel=1e-9)
+    spent = mean > nats / D  # those have their own KL in every row
+    np.testing.assert_allclose(floored, kl[:, spent].sum(-1) + nats / D * (~spent).sum(), rtol=1e-9, atol=1e-9)
+
+
 def test_what_is_reported_is_the_plain_kl_whatever_the_free_bits():
     found = terms(np.full((B, D), 0.01), np.zeros((S, B)))
     sums = found.sums(KL(free_bits=FreeBits(nats=8.0)).loss(found, 1.0))

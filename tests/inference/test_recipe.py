@@ -88,6 +88,8 @@ def test_every_pair_has_a_recipe_of_defaults():
             r"model.decoder.kind = 'lstn' is unknown \(did you mean 'lstm'\?\); known: lstm, gru",
         ),
         ("divergence.kind=kll", r"did you mean 'kl'\?"),
+        ("divergence=iwae", r"'iwae' is wrong: a table would be right, divergence = \{kind = \"iwae\"\}$"),
+        ("fit.consistency=1.0", r"a table would be right, fit.consistency = \{KEY = VALUE\}$"),
         ("divergence.weight.kind=linnear", r"did you mean 'linear'\?"),
         ("data.tokeniser.kind=wordz", r"did you mean 'words'\?"),
         ("fit.optimiser.kind=adamm", r"did you mean 'adam'\?"),
