@@ -127,12 +127,12 @@ def stein_discrepancy(z: Any, score: Any, rows: Any, kernel: str, scale: float) 
 
     u(z, z') = k s·s' + s·∇_{z'} k + s'·∇_z k + tr ∇_z ∇_{z'} k    over pairs of rows (B,) that are no fillers.
     """
-    apart = z[:, None] - z[None]
-    squares = (apart**2).sum(-1)
+    squares = _squares(z, z)
     k = _kernel(squares, kernel, scale)
     # k = φ(‖z − z'‖²): φ' and φ''
     first, second = (-(k**2) / scale, 2 * k**3 / scale**2) if kernel == "imq" else (-k / scale, k / scale**2)
-    along = (apart * (score[None] - score[:, None])).sum(-1)
+    cross, own = z @ score.T, (z * score).sum(-1)
+    along = cross + cross.T - own[:, None] - own[None]  # (z − z') · (s' − s)
     u = k * (score @ score.T) + first * (2 * along - 2 * z.shape[-1]) - 4 * squares * second
     pairs = _others(rows)
     return (u * pairs).sum() / pairs.sum().clip(min=1.0)
@@ -163,7 +163,8 @@ def _three(z: Any, prior: Any, within: Any, between: Any) -> tuple[tuple[Any, An
 
 
 def _squares(a: Any, b: Any) -> Any:
-    return ((a[:, None] - b[None]) ** 2).sum(-1)
+    """Squared distances (A, B) of rows, without an array (A, B, D)."""
+    return ((a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * a @ b.T).clip(min=0.0)
 
 
 def _first(draws: Any) -> Any:
