@@ -53,7 +53,8 @@ PUBLISHED |= {
     for d, values in SPHERES.items()
 }
 
-VARIANTS["jsb_vrnn_elbo"] = ("jsb_vrnn", ["divergence.kind=kl", "fit.optimiser.learning_rate=3e-3"])
+ELBO = ["divergence.kind=kl", "fit.optimiser.learning_rate=3e-3", "fit.optimiser.schedule=1.0"]
+VARIANTS["jsb_vrnn_elbo"] = ("jsb_vrnn", ELBO)
 
 VARIANTS["musedata_vrnn"] = ("nottingham_vrnn", ["data.corpus=musedata"])
 
