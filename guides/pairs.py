@@ -6,8 +6,11 @@ from ..models.dmm import DMMModel, DMMStep
 from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
 from ..models.linear_gaussian import LinearGaussianModel, LinearGaussianStep
+from ..models.rnn import SITES as RNN_SITES
+from ..models.rnn import RNNModel, RNNStep, rnn
 from ..models.sentence_vae import SITES as SENTENCE_SITES
 from ..models.sentence_vae import SentenceModel, sentence_vae
+from ..models.sequence import PLATE
 from ..models.spec import Network
 from ..models.srnn import SRNNModel, SRNNStep
 from ..models.vae import SITES as VAE_SITES
@@ -15,9 +18,9 @@ from ..models.vae import VAEModel, vae
 from ..models.vrnn import VRNNModel, VRNNStep
 from .dmm_guide import DMMGuide, DMMProposal
 from .linear_gaussian_guide import LinearGaussianGuide, LinearGaussianProposal
-from .pair import NoLatents, Pair
+from .pair import NoLatents, Pair, Steps
 from .sentence_guide import SentenceGuide, sentence_guide
-from .sequence_guide import sequence_pair
+from .sequence_guide import NoProposal, sequence_pair
 from .srnn_guide import SRNNGuide, SRNNProposal
 from .vae_guide import VAEGuide, vae_guide
 from .vrnn_guide import VRNNGuide, VRNNProposal
@@ -63,6 +66,17 @@ VAE = Pair(
     sites=VAE_SITES,
 )
 
+RNN = Pair(
+    model=rnn,
+    name="rnn",
+    networks=lambda model, guide, width: model.networks(width),
+    model_spec=RNNModel,
+    guide_spec=NoLatents,
+    plate=PLATE,
+    sites=RNN_SITES,
+    steps=Steps(RNNStep, NoProposal),
+)
+
 
 def _vrnn_networks(model: VRNNModel, guide: VRNNGuide, width: int) -> dict[str, Network]:
     sizes = {"read": model.features, "state": model.cell.hidden, "latent": model.prior.dim}
@@ -97,4 +111,4 @@ LINEAR_GAUSSIAN = sequence_pair(
     LinearGaussianGuide,
 )
 
-PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, VRNN, SRNN, DMM, LINEAR_GAUSSIAN)}
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, RNN, VRNN, SRNN, DMM, LINEAR_GAUSSIAN)}

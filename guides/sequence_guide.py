@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..models.batch import Batch
 from ..models.ppl import PPL
-from ..models.sequence import PLATE, SITES, StepOf, across, sequence_model
+from ..models.sequence import PLATE, SITES, Step, StepOf, across, sequence_model
 from ..models.spec import Network, Spec
 from .pair import NativeModel, NoLatents, Pair, Steps
 
@@ -34,6 +34,19 @@ class Proposal(Protocol):
     def law(self, h: Any, reading: Any = None) -> Any:
         """q(z_t | h_t, e_t), event shape (Z,)."""
         ...
+
+
+class NoProposal:
+    """The `Proposal` of a step without a latent."""
+
+    def __init__(self, ppl: PPL, nets: Mapping[str, Any], step: Step) -> None:
+        self.step = step
+
+    def reading(self, x: Array, mask: Array, h: Any) -> None:
+        return None
+
+    def law(self, h: Any, reading: Any = None) -> Any:
+        return self.step.prior(h)
 
 
 ProposalOf = Callable[[PPL, Mapping[str, Any], Any], Proposal]

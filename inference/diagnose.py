@@ -86,6 +86,7 @@ def diagnose(
         evaluation = evaluate_sequences(
             run, batches, particles=particles, seed=seed, rows=rows, filtering=Filtering(), repeats=3, about=about
         )
+        draws = draws if pair.guide else 1
     else:
         evaluation = evaluate_program(
             program,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..engines.filtering import Filtering
 from ..engines.seeds import derive
-from .accounting import Progress, account, each, real
+from .accounting import Account, Progress, account, each, real
 from .divergences import KL
 from .metrics import importance_bound
 from .particles import refuse_too_many
@@ -51,6 +51,7 @@ class SequenceEvaluation:
         sequences: N. steps: real steps in all.
         elbo: with analytic KL where there is one. iw: importance-weighted by `particles` whole paths.
         filtered: by a particle filter of `particles`, resampled as `filtering` says: log Ẑ, from below.
+        particles: 0 where there is no latent: elbo, iw and filtered are then all the exact log p(x).
         log_evidence: of the whole split by the filter, nats, and its Monte Carlo standard error over `repeats`.
         reconstruction, kl: the two parts of the ELBO, nats per step. resampled: share of steps after which a row was.
     """
@@ -85,8 +86,10 @@ class SequenceEvaluation:
             other = number(average.per_sequence, 4)
             return name, number(average.total_step, 4), f"{self.unit}{error}, {what} (mean over sequences: {other})"
 
+        if not self.particles:
+            return [row("log p(x)", self.elbo, "exact")]
         return [
-            row("ELBO", self.elbo, "analytic KL" if self.particles else ""),
+            row("ELBO", self.elbo, "analytic KL"),
             row("IWAE", self.iw, f"{self.particles} paths"),
             row("FIVO", self.filtered, f"{self.particles} particles, {self.filtering.resampling} resampling"),
             ("reconstruction", number(self.reconstruction, 4), f"{self.unit}, −E log p(x | z)"),
@@ -100,13 +103,15 @@ class SequenceEvaluation:
         return f"{about + ': ' if about else ''}{self.sequences:,} sequences, {self.steps:,} steps"
 
     @property
-    def used(self) -> bool:
-        """Whether the guide differs from the prior."""
-        return self.kl > 0.1
+    def used(self) -> bool | None:
+        """Whether the guide differs from the prior; None where there is no latent."""
+        return self.kl > 0.1 if self.particles else None
 
     @property
     def verdict(self) -> str:
         """One sentence: how far the bounds are apart says how far the guide is from the posterior."""
+        if not self.particles:
+            return "There is no latent: the log-likelihood is exact."
         gap = self.filtered.total_step - self.elbo.total_step
         used = "is used" if self.used else "is hardly used"
         return f"The latent {used} (KL {self.kl:.2f}); FIVO lies {gap:.3f} nats per step above the ELBO."
@@ -136,6 +141,8 @@ def evaluate_sequences(
     program, state = run.program, run.state
     batches = batches if hasattr(batches, "steps_per_epoch") else list(batches)
     largest = max((batch["mask"].shape for batch in each(batches)), key=np.prod)
+    if run.pair.guide is None:
+        return _exact(account(program, state, batches, seed=seed), batches, filtering, about)
     refuse_too_many(run, rows=largest[0], steps=largest[1], particles=particles)
     found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
     lengths, weighted, variances, filtered, resampled = [], [], [], [], []
@@ -178,6 +185,29 @@ def evaluate_sequences(
         reconstruction=float(found.reconstruction.sum() / steps.sum()),
         kl=float(found.total_kl.sum() / steps.sum()),
         resampled=float(sum(resampled) / steps.sum()),
+        filtering=filtering,
+        about=dict(about),
+    )
+
+
+def _exact(found: Account, batches: Any, filtering: Filtering, about: Mapping[str, Any]) -> SequenceEvaluation:
+    """Of a pair without a latent."""
+    lengths = np.concatenate([batch["lengths"][real(batch)] for batch in each(batches)]).astype(np.float64)
+    evidence = -found.reconstruction
+    average = Average.of(evidence, lengths)
+    return SequenceEvaluation(
+        sequences=len(lengths),
+        steps=int(lengths.sum()),
+        particles=0,
+        repeats=0,
+        elbo=average,
+        iw=average,
+        filtered=average,
+        log_evidence=float(evidence.sum()),
+        log_evidence_standard_error=None,
+        reconstruction=-average.total_step,
+        kl=0.0,
+        resampled=0.0,
         filtering=filtering,
         about=dict(about),
     )

@@ -113,9 +113,11 @@ def smooth(
     """p(z | x) of a sequence, and its evidence, from `repeats` independent filters. x: as `forecast` takes it.
 
     Raises:
-        BadInput: the run is not of sequences; repeats is below 1; more particles than the memory holds.
+        BadInput: the run is not of sequences, or has no latent; repeats is below 1; more particles than the memory holds.
     """
     refuse_others(run, "smooth")
+    if run.pair.guide is None:
+        raise BadInput(f"the run {run.folder} is of the pair {run.pair.name!r}, which has no latent to smooth")
     x, name = _sequence(run, x, split)
     if repeats < 1:
         raise BadInput(f"{repeats} filters: at least 1 would be right")

@@ -15,7 +15,7 @@ from .spec import Spec, Weight
 
 
 class _Cell(Spec):
-    """Sizes from the surroundings: `inputs` and `latent`, the widths of u and v."""
+    """Sizes from the surroundings: `inputs` and `latent`, the widths of u and v; without a latent v has none."""
 
     kind: str
     hidden: PositiveInt = Field(default=128, description="H, width of the recurrent state")
@@ -25,7 +25,7 @@ class _Cell(Spec):
         bound = self.hidden**-0.5
         weights = {
             "weight_inputs": Weight((gates, inputs), bound),
-            "weight_latent": Weight((gates, latent), bound),
+            **({"weight_latent": Weight((gates, latent), bound)} if latent else {}),
             "weight_hh": Weight((gates, self.hidden), bound),
             "bias_ih": Weight((gates,), bound),
         }

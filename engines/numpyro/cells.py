@@ -32,7 +32,8 @@ class RecurrentCell(Realised):
         """h_{t+1} of (projected u_t, v_t, h_t) for all steps of a loop; projected broadcasts against particles."""
         if self.spec.kind == "gru":
             return self._gru
-        weight = jnp.concatenate((self.weights["weight_latent"], self.weights["weight_hh"]), 1)
+        names = (name for name in ("weight_latent", "weight_hh") if name in self.weights)
+        weight = jnp.concatenate([self.weights[name] for name in names], 1)
         return lambda projected, latent, state: self._lstm(projected, latent, state, weight)
 
     def _lstm(self, projected: Array, latent: Array, state: State, weight: Array) -> State:
@@ -40,7 +41,8 @@ class RecurrentCell(Realised):
         return lstm_cell(onto(jnp.concatenate((latent, before), -1), projected, weight), state[1])
 
     def _gru(self, projected: Array, latent: Array, state: State) -> State:
-        gates = onto(latent, projected, self.weights["weight_latent"])
+        by_latent = self.weights.get("weight_latent")
+        gates = projected if by_latent is None else onto(latent, projected, by_latent)
         recurrent = onto(state[0], self.weights["bias_hh"], self.weights["weight_hh"])
         return (gru_cell(gates, recurrent, state[0]),)
 

@@ -20,7 +20,6 @@ class RecurrentCell(Realised):
     """h_{t+1} = cell()(cell.project(u_t), v_t, h_t); h is (h, c) for the LSTM and (h,) for the GRU."""
 
     weight_inputs: Tensor
-    weight_latent: Tensor
     weight_hh: Tensor
     bias_ih: Tensor
 
@@ -37,7 +36,8 @@ class RecurrentCell(Realised):
         """h_{t+1} of (projected u_t, v_t, h_t) for all steps of a loop; projected broadcasts against particles."""
         if self.spec.kind == "gru":
             return self._gru
-        weight = torch.cat((self.weight_latent, self.weight_hh), 1)  # once: one product a step
+        names = (name for name in ("weight_latent", "weight_hh") if hasattr(self, name))
+        weight = torch.cat([self.get_parameter(name) for name in names], 1)  # once: one product a step
         return lambda projected, latent, state: self._lstm(projected, latent, state, weight)
 
     def _lstm(self, projected: Tensor, latent: Tensor, state: State, weight: Tensor) -> State:
@@ -47,7 +47,8 @@ class RecurrentCell(Realised):
         return o.sigmoid() * c.tanh(), c
 
     def _gru(self, projected: Tensor, latent: Tensor, state: State) -> State:
-        gates, hidden = onto(latent, projected, self.weight_latent), self.spec.hidden
+        hidden, by_latent = self.spec.hidden, getattr(self, "weight_latent", None)
+        gates = projected if by_latent is None else onto(latent, projected, by_latent)
         recurrent = F.linear(state[0], self.weight_hh, self.get_parameter("bias_hh"))
         r, z = (gates[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).sigmoid().chunk(2, -1)
         n = torch.addcmul(gates[..., 2 * hidden :], r, recurrent[..., 2 * hidden :]).tanh()

@@ -382,13 +382,15 @@ def test_every_pair_of_the_table_is_tried_here():
     assert set(PAIRS) == {"sentence_vae", "language_model", "vae", *SEQUENCES}
 
 
-SEQUENCES = ("vrnn", "srnn", "dmm", "linear_gaussian")
+SEQUENCES = ("rnn", "vrnn", "srnn", "dmm", "linear_gaussian")
 
 
 @pytest.mark.parametrize(
     ("pair", "setting"),
     [
         ("vrnn", "divergence.kind=fivo"),
+        ("rnn", "model.cell={kind='gru', hidden=5}"),
+        ("rnn", "fit.truncate=4"),
         ("vrnn", "fit.truncate=4"),
         ("srnn", "fit.truncate=4"),
         ("dmm", "guide.proposal=filtering"),

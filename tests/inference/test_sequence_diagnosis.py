@@ -10,8 +10,10 @@ import pytest
 import xarray as xr
 from scipy.stats import multivariate_normal, norm
 
+from guidebook.engines.filtering import Filtering
 from guidebook.guides import PAIRS
-from guidebook.inference import compare, diagnose, fit, to_arviz
+from guidebook.inference import compare, diagnose, evaluate, fit, forecast, generate, smooth, to_arviz
+from guidebook.models import BadInput
 
 A, Q, R = 0.9, 0.5, 0.4
 LENGTHS = [3, 5, 4, 6, 2] * 4
@@ -114,3 +116,26 @@ def test_runs_of_sequences_side_by_side(tmp_path):
     assert prior["iw"]["total_step"] < exact
     assert [len(row) for row in found.rows()] == [6, 6]
     assert found.picture.is_file()
+
+
+def test_without_a_latent_the_likelihood_is_exact(engine, tmp_path):
+    cell = "model.cell={kind='gru', hidden=4}"
+    settings = ("fit={max_steps = 1, batch_size = 4}", "data.buckets=2", "model.likelihood.kind=gaussian", cell)
+    run = fit(PAIRS["rnn"], *settings, engine=engine, data=DATA, out=tmp_path / "run", progress=False)
+    found = evaluate(run, split="train")
+    exact = 0.0
+    for x in run.dataset.splits["train"]:  # the filter's, of one row at a time, particle by particle the same
+        batch = {"x": x[None], "mask": np.ones((1, len(x)), bool), "weight": np.ones(1, np.float32)}
+        exact += run.program.filter(run.state, batch, seed=0, particles=3, filtering=Filtering()).log_evidence[0]
+    assert found.log_evidence == pytest.approx(exact, rel=1e-5)
+    assert found.elbo == found.iw == found.filtered
+    assert (found.sequences, found.kl) == (16, 0.0)
+    assert "the log-likelihood is exact" in repr(found)
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert [x.shape for x in generate(run, 2, 3)] == [(3, 1)] * 2
+    assert forecast(run, 0, steps=2, particles=5).effective == pytest.approx(5)
+    with pytest.raises(BadInput, match="'rnn', which has no latent to smooth"):
+        smooth(run, 0)
+    with xr.open_datatree(diagnose(run, split="train").files["posterior"], engine="h5netcdf") as tree:
+        assert "posterior" not in tree
+        assert float(tree["sample_stats"]["lp"].sum()) == pytest.approx(exact, rel=1e-5)
