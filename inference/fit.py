@@ -23,7 +23,7 @@ from .datasets import Dataset, SequenceData, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
 from .interruption import stop_requested
-from .particles import refuse_too_many
+from .particles import refuse_large
 from .progress import Display, display
 from .recipe import Recipe
 from .resolve import resolve
@@ -87,10 +87,7 @@ class _Fitting:
         self.recipe, self.pair, self.dataset, self.folder, self.show = recipe, pair, dataset, folder, show
         fit = recipe.fit
         if isinstance(dataset, SequenceData):
-            lengths = dataset.splits["train"].lengths
-            steps = min(int(lengths.max()), fit.truncate or lengths.max())
-            particles = getattr(recipe.divergence, "particles", 1)
-            refuse_too_many(self, rows=min(fit.batch_size, len(lengths)), steps=steps, particles=particles)
+            refuse_large(self, dataset)
         self.batches = self._training(fit.seed)
         self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
         self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)

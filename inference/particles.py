@@ -5,15 +5,22 @@ Letters: S particles, T steps, B rows, Z dimensions of a latent, D of the data, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..engines.filtering import Filtered, Filtering
 from ..engines.memory import available
+from ..engines.protocol import Batch
 from ..models.errors import BadInput
+from .datasets import SequenceData
 
 Array = np.ndarray
+
+PART = 2**29
+"""Bytes of particles, as `refuse_too_many` counts them, that are judged at once."""
 
 
 def filtered(
@@ -80,6 +87,27 @@ def refuse_too_many(run: Any, *, steps: int, particles: int, rows: int) -> None:
             f"{particles:,} particles of {rows:,} sequences of {steps:,} steps take about {_bytes(particles * each)}, and "
             f"{_bytes(room)} are free: {right} would be right"
         )
+
+
+def refuse_large(run: Any, dataset: SequenceData) -> None:
+    """
+    Raises:
+        BadInput: the particles of a training step take more memory than the machine has left.
+    """
+    fit, lengths = run.recipe.fit, dataset.splits["train"].lengths
+    steps = min(int(lengths.max()), fit.truncate or int(lengths.max()))
+    particles = getattr(run.recipe.divergence, "particles", 1)
+    refuse_too_many(run, rows=min(fit.batch_size, len(lengths)), steps=steps, particles=particles)
+
+
+def in_parts(run: Any, batch: Batch, particles: int) -> Iterator[Batch]:
+    """The batch by so many rows that the particles of a part take no more than `PART`, as far as a row allows."""
+    rows, steps = batch["mask"].shape
+    each = particles * (8 + _itemsize(run)) * steps * _numbers(run)
+    size = max(1, min(rows, PART // each))
+    size = 2 ** int(math.log2(size)) if size < rows else rows  # few shapes: each is compiled
+    for first in range(0, rows, size):
+        yield {name: array[first : first + size] for name, array in batch.items()}
 
 
 def latent_size(run: Any) -> int:

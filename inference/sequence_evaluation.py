@@ -18,7 +18,7 @@ from ..engines.seeds import derive
 from .accounting import Account, Progress, account, each, real
 from .divergences import KL
 from .metrics import importance_bound
-from .particles import refuse_too_many
+from .particles import in_parts, refuse_too_many
 from .tables import html_table, number, text_table
 
 ELBO_DRAWS = 10
@@ -143,10 +143,13 @@ def evaluate_sequences(
     largest = max((batch["mask"].shape for batch in each(batches)), key=np.prod)
     if run.pair.guide is None:
         return _exact(account(program, state, batches, seed=seed), batches, filtering, about)
-    refuse_too_many(run, rows=largest[0], steps=largest[1], particles=particles)
-    found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
+    refuse_too_many(run, rows=1, steps=largest[1], particles=particles)
+    draws = min(particles, ELBO_DRAWS)
+    of_draws = (part for batch in each(batches) for part in in_parts(run, batch, draws))
+    found = account(program, state, of_draws, seed=seed, particles=draws)
     lengths, weighted, variances, filtered, resampled = [], [], [], [], []
-    for number_, batch in enumerate(each(batches)):
+    parts = ((whole, part) for whole, batch in enumerate(each(batches), 1) for part in in_parts(run, batch, particles))
+    for number_, (whole, batch) in enumerate(parts):
         keep = real(batch)
         lengths.append(batch["lengths"][keep])
         one = derive(seed, "particles", number_)
@@ -166,7 +169,7 @@ def evaluate_sequences(
         filtered.append(np.stack([one.log_evidence[keep] for one in runs]))
         resampled.append(sum(one.resampled[:, keep].sum() for one in runs) / repeats)
         if progress:
-            progress(number_ + 1, getattr(batches, "steps_per_epoch", 0) or len(batches))
+            progress(whole, getattr(batches, "steps_per_epoch", 0) or len(batches))
     steps = np.concatenate(lengths).astype(np.float64)
     by_filter = np.concatenate(filtered, 1)
     variance = by_filter.var(0, ddof=1) / repeats if repeats > 1 else None

@@ -224,3 +224,17 @@ def test_a_fit_says_what_memory_holds_before_it_starts(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"at most .* particles would be right"):
         fit(PAIRS["vrnn"], "divergence.kind=fivo", "divergence.particles=10000", data=data, engine="pyro", out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_judged_in_parts_that_memory_holds(gaussian, monkeypatch):
+    run = gaussian["filtering"]
+    whole = evaluate(run, split="train", particles=4, repeats=1)
+    monkeypatch.setattr("guidebook.inference.particles.PART", 4 * 16 * STEPS * 3 * 2)
+    batch = run.batches("train").batch(0)
+    parts = list(in_parts(run, batch, 4))
+    assert [len(part["weight"]) for part in parts][:-1] == [2] * (len(parts) - 1)
+    assert len(parts) == -(-len(batch["weight"]) // 2)
+    np.testing.assert_array_equal(np.concatenate([part["x"] for part in parts]), batch["x"])
+    cut = evaluate(run, split="train", particles=4, repeats=1)
+    assert (cut.steps, cut.sequences) == (whole.steps, whole.sequences)
+    assert cut.filtered.total_step == pytest.approx(whole.filtered.total_step, abs=0.1)
