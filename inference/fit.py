@@ -19,7 +19,7 @@ from ..models.errors import BadInput, FailedRun, Interrupted
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
 from .consistency import Views, is_binary
-from .datasets import Dataset, SequenceData, TextData
+from .datasets import Dataset, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
 from .interruption import stop_requested
@@ -86,8 +86,7 @@ class _Fitting:
     ) -> None:
         self.recipe, self.pair, self.dataset, self.folder, self.show = recipe, pair, dataset, folder, show
         fit = recipe.fit
-        if isinstance(dataset, SequenceData):
-            refuse_large(self, dataset)
+        refuse_large(self)
         self.batches = self._training(fit.seed)
         self.validation = dataset.batches("valid", batch_size=EVALUATION_ROWS)
         self.per_epoch = math.ceil(self.batches.steps_per_epoch / fit.accumulate)
@@ -321,11 +320,8 @@ class _Fitting:
         save(self.folder, self.program, self.state, self.position, self.dataset.fingerprint)
 
     def _save_weights(self) -> None:
-        about = {
-            "step": self.position.step,
-            "data_size": self.batches.data_size,
-            "fingerprint": self.dataset.fingerprint,
-        }
+        size, fingerprint = self.batches.data_size, self.dataset.fingerprint
+        about = {"step": self.position.step, "data_size": size, "fingerprint": fingerprint}
         write_arrays(self.folder / "weights.safetensors", self.program.weights(self.state), about)
 
 

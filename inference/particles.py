@@ -89,12 +89,14 @@ def refuse_too_many(run: Any, *, steps: int, particles: int, rows: int) -> None:
         )
 
 
-def refuse_large(run: Any, dataset: SequenceData) -> None:
+def refuse_large(run: Any) -> None:
     """
     Raises:
-        BadInput: the particles of a training step take more memory than the machine has left.
+        BadInput: the data are sequences, and the particles of a training step take more memory than the machine has left.
     """
-    fit, lengths = run.recipe.fit, dataset.splits["train"].lengths
+    if not isinstance(run.dataset, SequenceData):
+        return
+    fit, lengths = run.recipe.fit, run.dataset.splits["train"].lengths
     steps = min(int(lengths.max()), fit.truncate or int(lengths.max()))
     particles = getattr(run.recipe.divergence, "particles", 1)
     refuse_too_many(run, rows=min(fit.batch_size, len(lengths)), steps=steps, particles=particles)

@@ -9,9 +9,9 @@ import pytest
 
 from guidebook.engines.filtering import Filtering
 from guidebook.guides import PAIRS
-from guidebook.inference import fit, forecast, generate, impute, smooth
+from guidebook.inference import evaluate, fit, forecast, generate, impute, smooth
 from guidebook.inference.figures import png
-from guidebook.inference.particles import descent, refuse_too_many
+from guidebook.inference.particles import descent, in_parts, refuse_too_many
 from guidebook.models import BadInput
 
 A, Q, R = 0.9, 0.5, 0.4
