@@ -182,3 +182,8 @@ def _stacked(kls: list[np.ndarray]) -> np.ndarray:
     over them."""
     same = len({kl.shape[-1] for kl in kls}) == 1
     return np.concatenate(kls if same else [kl.sum(-1, keepdims=True) for kl in kls])
+
+
+def tokens_of(batch: Batch) -> int:
+    """Predicted tokens or steps of the real rows; none of arrays."""
+    return int(batch["lengths"] @ batch["weight"]) if "lengths" in batch else 0

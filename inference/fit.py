@@ -16,6 +16,7 @@ from ..engines.protocol import Batch, Control, Info, Program, State
 from ..engines.seeds import derive
 from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
+from .accounting import tokens_of
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
 from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
 from .consistency import Views, is_binary
@@ -187,7 +188,7 @@ class _Fitting:
         self.show.step(self.position.step)
 
     def _finite(self, control: Control, info: Info) -> dict[str, float]:
-        """The values of one step; refuses to go on from one that is not finite."""
+        """The values of a step; refuses to go on from one that is not finite."""
         values = {key: float(value) for key, value in info.items() if not key.startswith(_GRADIENT)}
         broken = [key for key, value in values.items() if not math.isfinite(value)]
         if broken == ["gradient_norm"]:
@@ -323,8 +324,3 @@ class _Fitting:
         size, fingerprint = self.batches.data_size, self.dataset.fingerprint
         about = {"step": self.position.step, "data_size": size, "fingerprint": fingerprint}
         write_arrays(self.folder / "weights.safetensors", self.program.weights(self.state), about)
-
-
-def _tokens(batch: Batch) -> int:
-    """Predicted tokens of the real rows; none where the data are arrays."""
-    return int(batch["lengths"] @ batch["weight"]) if "lengths" in batch else 0
