@@ -12,7 +12,7 @@ from typing import Any
 
 from ..engines import load as load_engine
 from ..engines.memory import keep_freed_memory
-from ..engines.protocol import Batch, Control, Info, Program, State
+from ..engines.protocol import Control, Info, Program, State
 from ..engines.seeds import derive
 from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
@@ -150,7 +150,7 @@ class _Fitting:
             info |= inner
             if pending:
                 self._account(*pending)
-            pending = (control, info, sum(map(_tokens, batches)))
+            pending = (control, info, sum(map(tokens_of, batches)))
             position.step += 1
             position.seconds = before + time.monotonic() - started
             at_epoch = position.step % self.per_epoch == 0 or position.step == self.last_step
