@@ -167,7 +167,7 @@ class Program(Losses):
         return found, (info, {})
 
     def _apply(self, state: State, gradients: Parameters, rates: Any, sides: tuple[str, ...]) -> tuple[State, Info]:
-        trained = {name: gradient for name, gradient in gradients.items() if name not in self.momentum}
+        trained = {name: gradient for name, gradient in gradients.items() if name not in self.untrained}
         trained, norm, norms = optimise.clip(trained, self.settings.clip)
 
         def updated() -> State:
@@ -210,7 +210,7 @@ class Program(Losses):
         return dict(self.side)
 
     def _trained(self, side: str, parameters: Parameters) -> Parameters:
-        return {name: value for name, value in self._of(side, parameters).items() if name not in self.momentum}
+        return {name: value for name, value in self._of(side, parameters).items() if name not in self.untrained}
 
     def _of(self, side: str, parameters: Parameters) -> Parameters:
         return {name: value for name, value in parameters.items() if self.side[name] == side}
