@@ -22,10 +22,10 @@ from .consistency import Views, is_binary
 from .datasets import Dataset, SequenceData, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
+from .first_weights import first_weights
 from .interruption import stop_requested
 from .particles import refuse_too_many
 from .progress import Display, display
-from .pseudo_inputs import pseudo_inputs
 from .recipe import Recipe
 from .resolve import resolve
 from .run import EVALUATION_ROWS, Run, dataset_of, program_of
@@ -293,12 +293,7 @@ class _Fitting:
                 position.finished = f"the learning rate was lowered {plateau.decays} times"
 
     def _start(self) -> None:
-        weights = self.program.weights(self.state)
-        if started := getattr(self.recipe.model, "started", None):
-            weights = started(weights, getattr(self.dataset, "features", None))
-        if self.pair.engine is None:
-            networks = self.pair.realisable(self.recipe.model, self.recipe.guide, self.dataset.width)
-            weights |= pseudo_inputs(networks, self.dataset, self.recipe.fit.seed)
+        weights = first_weights(self.program.weights(self.state), self.recipe, self.pair, self.dataset)
         self.state = self.program.load_weights(self.state, weights)
         self._write_tokeniser()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)

@@ -67,7 +67,8 @@ class Program(Losses):
         self.refuse_settings(parameters, batch)
         specs = self.settings.optimisers or {}
         self.rules = {
-            side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
+            side: optimise.realise(specs.get(side, OptimiserSpec()))
+            for side in sorted({self.side[name] for name in parameters if name not in self.untrained})
         }
         return State(
             parameters, {side: rule.init(self._trained(side, parameters)) for side, rule in self.rules.items()}

@@ -38,7 +38,7 @@ class Program(Losses):
         specs = self.settings.optimisers or {}
         optimisers = {
             side: optimise.realise(specs.get(side, OptimiserSpec()), self._trained(side, parameters))
-            for side in sorted(set(self.side.values()))
+            for side in sorted({self.side[name] for name in parameters if name not in self.untrained})
         }
         return State(parameters, optimisers)
 

@@ -1,4 +1,4 @@
-"""The pseudo-inputs of a VampPrior that are data: drawn when a run begins, and kept in its weights."""
+"""Weights that depend on the data when a run begins."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ import numpy as np
 
 from ..data import ArrayBatches
 from ..engines.seeds import derive
+from ..guides import Pair
 from ..models.errors import BadInput
 from ..models.priors import VampPrior
-from ..models.spec import Network
 from .datasets import ArrayData, Dataset, TextData
+from .recipe import Recipe
 
 
-def pseudo_inputs(networks: Mapping[str, Network], dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
-    """Weight → rows of the training data, for every VampPrior that asks for such: the same on both engines.
+def first_weights(
+    weights: Mapping[str, np.ndarray], recipe: Recipe, pair: Pair, dataset: Dataset
+) -> dict[str, np.ndarray]:
+    """Initial weights for these data: as the model says, and rows of the training split for a VampPrior of data.
 
-    Sentences (K, length + 2) as ids; vectors (K, D) as a batch has them, so drawn where `data.binarise` draws them.
+    The same rows on both engines: sentences (K, length + 2) as ids; vectors (K, D) as a batch has them, so drawn where
+    `data.binarise` draws them.
 
     Raises:
-        BadInput: the data have fewer rows than that, or neither sentences nor an array x.
+        BadInput: the data have fewer than K rows, or neither sentences nor an array x.
     """
-    return {
-        f"{name}.inputs": _rows(net.spec, dataset, derive(seed, f"{name}.inputs"))
+    if of_model := getattr(recipe.model, "started", None):
+        weights = of_model(weights, getattr(dataset, "features", None))
+    networks = pair.realisable(recipe.model, recipe.guide, dataset.width) if pair.engine is None else {}
+    return dict(weights) | {
+        f"{name}.inputs": _rows(net.spec, dataset, derive(recipe.fit.seed, f"{name}.inputs"))
         for name, net in networks.items()
         if isinstance(net.spec, VampPrior) and net.spec.inputs == "data"
     }
@@ -36,7 +43,9 @@ def _rows(spec: VampPrior, dataset: Dataset, seed: int) -> np.ndarray:
         what = f"sentences of at most length = {spec.length} words"
         return sentences.rows(_chosen(short, spec, seed, what), width)
     if not isinstance(dataset, ArrayData) or "x" not in dataset.splits["train"]:
-        raise BadInput("the prior 'vamp' with inputs = 'data' draws sentences, or rows of an array x: the data have none")
+        raise BadInput(
+            "the prior 'vamp' with inputs = 'data' draws sentences, or rows of an array x: the data have none"
+        )
     x = dataset.splits["train"]["x"]
     x = x[_chosen(np.arange(len(x)), spec, seed, "rows")]
     return ArrayBatches({"x": x}, batch_size=len(x), seed=seed, shuffle=False, binarise=dataset.binarise).batch(0)["x"]
