@@ -23,6 +23,7 @@ from .consistency import Views, is_binary
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
 from .files import Metrics, read_arrays, write, write_arrays
+from .first_weights import first_weights
 from .interruption import stop_requested
 from .particles import refuse_large
 from .progress import Display, display
@@ -289,9 +290,8 @@ class _Fitting:
                 position.finished = f"the learning rate was lowered {plateau.decays} times"
 
     def _start(self) -> None:
-        if started := getattr(self.recipe.model, "started", None):
-            weights = started(self.program.weights(self.state), getattr(self.dataset, "features", None))
-            self.state = self.program.load_weights(self.state, weights)
+        weights = first_weights(self.program.weights(self.state), self.recipe, self.pair, self.dataset)
+        self.state = self.program.load_weights(self.state, weights)
         self._write_tokeniser()
         self.metrics = Metrics(self.folder / "metrics.jsonl", keep_until=-1)
         self._save_weights()

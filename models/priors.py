@@ -66,11 +66,16 @@ class GaussianMixture(PriorSpec):
 
 
 class VampPrior(PriorSpec):
-    """p(z) = 1/K Σ_k q(z | u_k): the pair's own posterior at K learned pseudo-inputs (Tomczak & Welling 2018, eq. 9).
+    """p(z) = 1/K Σ_k q(z | u_k): the pair's own posterior at K pseudo-inputs (Tomczak & Welling 2018, eq. 9).
 
-    Sizes: of a pair of sentences, `embedding` E: u_k is `length` word embeddings in place of words, so it needs no
-    vocabulary; of a pair of vectors, `width` D: u_k is one of them. The encoder and the posterior have gradients from
-    here too, and stay the guide's.
+    Sizes: of a pair of sentences, `embedding` E: a learned u_k is `length` word embeddings in place of words, so it
+    needs no vocabulary; of a pair of vectors, `width` D: u_k is one of them. The encoder and the posterior have
+    gradients from here too, and stay the guide's.
+
+    With inputs "data" u_k is row x_k of the training data, a mixture of K terms of the aggregated posterior (§3):
+    `fit` draws them without replacement by its seed, and they stay as they are. A sentence is kept as ids, [bos, words,
+    eos, pad …], read by the encoder's embeddings as they are at the time; only sentences of at most `length` words are
+    drawn, for none is cut. Elsewhere than in `fit` they are weights to be loaded, and start at 0.
     """
 
     support: ClassVar[Support] = "real"
@@ -78,13 +83,16 @@ class VampPrior(PriorSpec):
 
     kind: Literal["vamp"] = "vamp"
     components: PositiveInt = Field(default=50, description="K")
-    length: PositiveInt = Field(default=10, description="words of a pseudo-sentence")
-    initial_scale: PositiveFloat = Field(default=0.1, description="the pseudo-inputs start uniform in ± this")
+    inputs: Literal["learned", "data"] = Field(default="learned", description="pseudo-inputs, or rows of the data")
+    length: PositiveInt = Field(default=10, description="words of a pseudo-sentence; of data, at most this many")
+    initial_scale: PositiveFloat = Field(default=0.1, description="learned pseudo-inputs start uniform in ± this")
 
     def network(self, **sizes: int) -> Network:
         return Network(self, sizes)
 
     def layout(self, *, embedding: int = 0, width: int = 0) -> dict[str, Weight]:
+        if self.inputs == "data":
+            return {"inputs": Weight((self.components, self.length + 2 if embedding else width), 0.0, fixed=True)}
         shape = (self.components, self.length, embedding) if embedding else (self.components, width)
         return {"inputs": Weight(shape, self.initial_scale)}
 

@@ -41,13 +41,19 @@ class Weight(NamedTuple):
     """One array of weights.
 
     scale: it starts uniform in `start` ± this. momentum: 0 for a weight that is trained; else a running moment, which
-    every step moves by this share towards what its network reports of the batch.
+    every step moves by this share towards what its network reports of the batch. fixed: no step moves it.
     """
 
     shape: tuple[int, ...]
     scale: float
     start: float = 0.0
     momentum: float = 0.0
+    fixed: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether an optimiser moves it."""
+        return not (self.momentum or self.fixed)
 
 
 @dataclass(frozen=True)
@@ -75,5 +81,11 @@ class Network:
 
     def running(self) -> dict[str, float]:
         """Weight → momentum, of the running moments."""
-        layout = self.spec.layout(**self.sizes) if self.declared else {}
-        return {weight: one.momentum for weight, one in layout.items() if one.momentum}
+        return {weight: one.momentum for weight, one in self._layout().items() if one.momentum}
+
+    def untrained(self) -> set[str]:
+        """The weights that no optimiser moves."""
+        return {weight for weight, one in self._layout().items() if not one.trained}
+
+    def _layout(self) -> dict[str, Weight]:
+        return self.spec.layout(**self.sizes) if self.declared else {}

@@ -67,7 +67,8 @@ class Program(Losses):
         self.refuse_settings(parameters, batch)
         specs = self.settings.optimisers or {}
         self.rules = {
-            side: optimise.realise(specs.get(side, OptimiserSpec())) for side in sorted(set(self.side.values()))
+            side: optimise.realise(specs.get(side, OptimiserSpec()))
+            for side in sorted({self.side[name] for name in parameters if name not in self.untrained})
         }
         return State(
             parameters, {side: rule.init(self._trained(side, parameters)) for side, rule in self.rules.items()}
@@ -167,7 +168,7 @@ class Program(Losses):
         return found, (info, {})
 
     def _apply(self, state: State, gradients: Parameters, rates: Any, sides: tuple[str, ...]) -> tuple[State, Info]:
-        trained = {name: gradient for name, gradient in gradients.items() if name not in self.momentum}
+        trained = {name: gradient for name, gradient in gradients.items() if name not in self.untrained}
         trained, norm, norms = optimise.clip(trained, self.settings.clip)
 
         def updated() -> State:
@@ -210,7 +211,7 @@ class Program(Losses):
         return dict(self.side)
 
     def _trained(self, side: str, parameters: Parameters) -> Parameters:
-        return {name: value for name, value in self._of(side, parameters).items() if name not in self.momentum}
+        return {name: value for name, value in self._of(side, parameters).items() if name not in self.untrained}
 
     def _of(self, side: str, parameters: Parameters) -> Parameters:
         return {name: value for name, value in parameters.items() if self.side[name] == side}

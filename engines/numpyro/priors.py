@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 
 from ...models import priors
 from .discrete import Bernoulli, OneHotCategorical
+from .distributions import PAD
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
@@ -48,7 +49,14 @@ class VampPrior(Realised):
 
     def __call__(self, *, encoder: Any, posterior: Any) -> dist.Distribution:
         inputs = self.weights["inputs"]
-        h = encoder.read(inputs) if inputs.ndim == 3 else encoder(inputs)
+        inputs = lax.stop_gradient(inputs) if self.spec.inputs == "data" else inputs
+        if inputs.ndim == 3:
+            h = encoder.read(inputs)
+        elif "embedding" in dict(self.sizes):
+            tokens = inputs.astype(jnp.int32)
+            h = encoder(tokens, (tokens != PAD).sum(-1))
+        else:
+            h = encoder(inputs)
         chosen = dist.Categorical(logits=jnp.zeros(len(inputs), inputs.dtype))
         return dist.MixtureSameFamily(chosen, posterior(h))
 

@@ -46,6 +46,7 @@ class Realised:
         self.momentum = {
             f"{name}.{weight}": share for name, net in nets.items() for weight, share in net.running().items()
         }
+        self.untrained = {f"{name}.{weight}" for name, net in nets.items() for weight in net.untrained()}
         self.native: _Native | None = None
         self.side: dict[str, str] = {}
         self.broadcasts = False

@@ -38,7 +38,7 @@ class Program(Losses):
         specs = self.settings.optimisers or {}
         optimisers = {
             side: optimise.realise(specs.get(side, OptimiserSpec()), self._trained(side, parameters))
-            for side in sorted(set(self.side.values()))
+            for side in sorted({self.side[name] for name in parameters if name not in self.untrained})
         }
         return State(parameters, optimisers)
 
@@ -78,7 +78,7 @@ class Program(Losses):
 
     def _update(self, state: State, control: Control, batches: int) -> dict[str, Tensor]:
         moving = {name: value for name, value in state.parameters.items() if self.side[name] in control.sides}
-        found = {name: value.grad for name, value in moving.items() if name not in self.momentum}
+        found = {name: value.grad for name, value in moving.items() if name not in self.untrained}
         gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
         norm, norms = optimise.clip(gradients, self.settings.clip)
         if torch.isfinite(norm):
@@ -131,7 +131,7 @@ class Program(Losses):
         return dict(self.side)
 
     def _trained(self, side: str, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-        return [value for name, value in self._of(side, parameters).items() if name not in self.momentum]
+        return [value for name, value in self._of(side, parameters).items() if name not in self.untrained]
 
     def _of(self, side: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in parameters.items() if self.side[name] == side}

@@ -27,7 +27,7 @@ class Realised(nn.Module):
         self.moments: dict[str, Tensor] = {}
         for name, weight in network.spec.layout(**network.sizes).items():
             tensor = torch.tensor(weights[name], dtype=dtype)
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=not weight.momentum))
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=weight.trained))
 
     def report(self, **moments: Tensor) -> None:
         """What the running moments of these names are of this batch: of several passes over it, the first counts."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...models import priors
 from ...models.spec import Network
 from .discrete import Bernoulli, OneHotCategorical
+from .distributions import PAD
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
@@ -66,7 +67,13 @@ class VampPrior(Realised):
     reads = ("encoder", "posterior")
 
     def forward(self, *, encoder: Any, posterior: Any) -> dist.TorchDistribution:
-        h = encoder.read(self.inputs) if self.inputs.dim() == 3 else encoder(self.inputs)
+        if self.inputs.dim() == 3:
+            h = encoder.read(self.inputs)
+        elif "embedding" in self.sizes:
+            tokens = self.inputs.long()
+            h = encoder(tokens, (tokens != PAD).sum(-1))
+        else:
+            h = encoder(self.inputs)
         chosen = dist.Categorical(logits=self.inputs.new_zeros(len(self.inputs)), validate_args=False)
         return dist.MixtureSameFamily(chosen, posterior(h), validate_args=False)
 

@@ -44,6 +44,7 @@ class Realised:
         self.momentum = {
             f"{name}.{weight}": share for name, net in nets.items() for weight, share in net.running().items()
         }
+        self.untrained = {f"{name}.{weight}" for name, net in nets.items() for weight in net.untrained()}
         self.ppl = PPL(self.networks, register=False, dtype=self.dtype, device=settings.device)
         self.store: dict[str, Any] = {"params": {}, "constraints": {}}
         self.lent: list[tuple[Tensor, Tensor]] = []
