@@ -1,8 +1,8 @@
 """Every speed measurement of both engines, into `benchmarks/results/speed.DEVICE.json`.
 
-    python -m benchmarks.speed [--repeats 15]
+    python -m benchmarks.speed [SCRIPT ...] [--repeats 15]
 
-Each script is run in a process of its own, with all its variants interleaved. Milliseconds drift with the
+With scripts named, vrnn_step say, the measurements of the others are kept as they are. Each script is run in a process of its own, with all its variants interleaved. Milliseconds drift with the
 machine; the ratios are what counts. Have nothing else running.
 """
 
@@ -50,15 +50,22 @@ LINEAR = {"ours/plain": ("<=", 1.15)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scripts", nargs="*", help="those to run; all of them if none is named")
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    options = parser.parse_args()
+    repeats = options.repeats
     load = os.getloadavg()[0]
     runs = [*(f"{engine}_step" for engine in ENGINES), "spherical_step", "dmm_step"]
     runs += [f"{script} --engine {engine}" for script in ("objective_step", "vrnn_step") for engine in ENGINES]
-    entries = [judged(entry) for run in runs for entry in measured(run, repeats)]
-    result = {"device": device(), "commit": commit(), "repeats": repeats, "load_before": load, "measurements": entries}
-    name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-")
     path = ROOT / "benchmarks" / "results" / f"speed.{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["measurements"] if options.scripts and path.exists() else []
+    entries = {entry["name"]: entry for entry in before}
+    of = {"commit": commit(), "repeats": repeats, "load_before": load}
+    for run in runs:
+        if not options.scripts or run.split()[0] in options.scripts:
+            entries |= {entry["name"]: judged(entry) | of for entry in measured(run, repeats)}
+    result = {"device": device(), "measurements": list(entries.values())}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path.relative_to(ROOT))

@@ -146,6 +146,8 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
         why = f"fivo filters the steps of a sequence, and the pair {chosen.name!r} has none: use the divergence iwae"
     if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
         why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
+    if why is None and recipe.fit.refine and getattr(prior, "kind", "") == "vamp":
+        why = "fit.refine moves what the encoder gives, and the prior 'vamp' reads the encoder too: use another prior"
     if why is None and recipe.fit.consistency:
         why = recipe.fit.consistency.misfit(chosen, posterior)
     if why:

@@ -55,6 +55,7 @@ def test_the_table_reaches_the_engine(tiny, engine):
             ["guide.posterior={kind='bernoulli'}", "divergence={kind='kl', estimator='score'}"],
             "needs a gradient through draws, and the posterior 'bernoulli' has none",
         ),
+        (["model.prior={kind='vamp', dim=3}"], "the prior 'vamp' reads the encoder too: use another prior"),
         (["fit.refine.momentum=1.0"], r"fit\.refine\.momentum = 1\.0 is wrong"),
     ],
 )
