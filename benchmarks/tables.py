@@ -177,10 +177,11 @@ def ratio(above: Any, below: Any) -> str:
 
 
 def measured() -> str:
-    """A recipe and an engine a row: the mean over seeds, and the standard deviation."""
+    """A recipe and an engine a row, where there is a published figure: the mean over seeds, and the standard deviation."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in quality_results():
-        found.setdefault((result["recipe"], result["engine"]), []).append(result)
+        if result.get("published"):
+            found.setdefault((result["recipe"], result["engine"]), []).append(result)
     columns = ["recipe", "engine", "seeds", "measure", "ours", "published"]
     return table(columns, (measured_row(*names, results) for names, results in found.items()))
 
@@ -189,17 +190,18 @@ def measured_row(recipe: str, engine: str, results: Sequence[Mapping[str, Any]])
     what, unit, values = asked(results)
     mean, deviation = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
     spread = "" if deviation is None else f" ± {deviation:.2f}"
-    claims = results[0].get("published") or []
-    value = "; ".join(f"{number(each['value'])} ({each['source'].split(',')[0]})" for each in claims) or NONE
+    value = "; ".join(f"{number(each['value'])} ({each['source'].split(',')[0]})" for each in results[0]["published"])
     return [f"`{recipe}`", engine, str(len(values)), f"{what}, {unit}", number(mean) + spread, value]
 
 
 def asked(results: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[float]]:
-    """What papers report of such a recipe, its unit, and a value a result."""
+    """What is published of a recipe, its unit, and a value a result; of bounds per step the largest, if none is named."""
     metrics = [result["metrics"] for result in results]
     if of_sequences(results[0]):
-        best = max(STEPS, key=lambda bound: statistics.fmean(one[bound]["total_step"] for one in metrics))
-        return STEPS[best], "nats per step", [one[best]["total_step"] for one in metrics]
+        claimed = results[0]["published"][0]["metric"]
+        largest = max(STEPS, key=lambda bound: statistics.fmean(one[bound]["total_step"] for one in metrics))
+        bound = next((key for key, name in STEPS.items() if claimed.startswith(name)), largest)
+        return STEPS[bound], "nats per step", [one[bound]["total_step"] for one in metrics]
     return QUALITY["iw_nll"], "nats", [one["iw_nll"] for one in metrics]
 
 
