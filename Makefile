@@ -58,7 +58,7 @@ demo: $(VENV)/installed  ## fits the quickstart recipe and shows the results; EN
 # --- checks: CI and pre-commit call these same targets ---
 
 test: $(VENV)/installed-dev  ## all tests, the slow ones included; ARGS='-k name' for some
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/installed-dev  ## ruff: rules and format
 	@$(BIN)/ruff check
