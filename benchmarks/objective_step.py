@@ -36,10 +36,11 @@ def step(engine: str, divergence: Any) -> Any:
     settings = Settings(data_size=42_068, objective=divergence.objective())
     program = load(engine).Program(PAIR, PAIR.realisable(model, guide, shape.vocabulary), settings)
     batch, count, rates = shape.batch(), iter(range(10**9)), {"model": 1e-3, "guide": 1e-3}
-    held = [program.init(batch)]
+    held, carried = [program.init(batch)], divergence.carried()
+    weight = {"weight": 1.0, **carried} if carried else 1.0
 
     def run() -> float:
-        held[0], info = program.step(held[0], [batch], Control(next(count), 1.0, rates))
+        held[0], info = program.step(held[0], [batch], Control(next(count), weight, rates))
         return float(info["objective"])
 
     return run

@@ -62,12 +62,12 @@ def main() -> None:
     before = json.loads(path.read_text(encoding="utf-8"))["measurements"] if options.scripts and path.exists() else []
     entries = {entry["name"]: entry for entry in before}
     of = {"commit": commit(), "repeats": repeats, "load_before": load}
+    path.parent.mkdir(exist_ok=True)
     for run in runs:
         if not options.scripts or run.split()[0] in options.scripts:
             entries |= {entry["name"]: judged(entry) | of for entry in measured(run, repeats)}
-    result = {"device": device(), "measurements": list(entries.values())}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            result = {"device": device(), "measurements": list(entries.values())}
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path.relative_to(ROOT))
 
 
