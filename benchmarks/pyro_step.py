@@ -212,10 +212,10 @@ def floor(shape: Shape) -> Step:
 
 
 def medians(variants: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each variant, measured in turns."""
+    """Milliseconds of each variant, measured in turns, every other turn from the last to the first."""
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 2):
-        for name, step in variants.items():
+        for name, step in list(variants.items())[:: 1 - 2 * (repeat % 2)]:
             start = time.perf_counter()
             step()
             if repeat >= 2:
