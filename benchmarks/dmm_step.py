@@ -11,9 +11,6 @@ both give the same log p(x, z) and log q(z) at the same z, or nothing is measure
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,29 +25,18 @@ from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.vrnn_step import DATA_SIZE, ONE_THREAD, Step, medians
+from benchmarks.measuring import Step, clock, medians, show
+from benchmarks.vrnn_step import DATA_SIZE, Shape, stepping
 from guidebook.engines import load
 from guidebook.engines.memory import keep_freed_memory
-from guidebook.engines.protocol import Control, Settings
+from guidebook.engines.protocol import Settings
 from guidebook.guides.dmm_guide import DMMGuide
 from guidebook.guides.pairs import PAIRS
 from guidebook.inference import KL
 from guidebook.models.dmm import DMMModel
 
-NOTES, ROWS, STEPS = 88, 20, 100
+SHAPE = Shape(steps=100, rows=20)
 PAIR = PAIRS["dmm"]
-
-
-def batch() -> dict[str, np.ndarray]:
-    """Sequences of equal length, so that no variant gains by skipping pads."""
-    notes = np.random.default_rng(0).random((ROWS, STEPS, NOTES)) < 0.05
-    return {
-        "x": notes.astype(np.float32),
-        "mask": np.ones(notes.shape[:2], bool),
-        "lengths": np.full(ROWS, STEPS, np.int32),
-        "weight": np.ones(ROWS, np.float32),
-        "index": np.arange(ROWS, dtype=np.int32),
-    }
 
 
 class Example(nn.Module):
@@ -106,25 +92,20 @@ class Example(nn.Module):
 
 def ours() -> tuple[Step, Example]:
     """The engine's own step, and the example with its weights."""
-    networks = PAIR.realisable(DMMModel(), DMMGuide(), NOTES)
+    networks = PAIR.realisable(DMMModel(), DMMGuide(), SHAPE.notes)
     program = load("pyro").Program(PAIR, networks, Settings(data_size=DATA_SIZE, objective=KL().objective()))
-    arrays = batch()
-    held, count, rates = [program.init(arrays)], iter(range(10**9)), {"model": 1e-3, "guide": 1e-3}
-    example = Example(program.weights(held[0]))
-    check(program, held[0], arrays, example)
-
-    def step() -> float:
-        held[0], info = program.step(held[0], [arrays], Control(next(count), 1.0, rates))
-        return float(info["objective"])
-
-    return step, example
+    arrays = SHAPE.batch()
+    state = program.init(arrays)
+    example = Example(program.weights(state))
+    check(program, state, arrays, example)
+    return stepping(program, state, arrays), example
 
 
 def check(program: Any, state: Any, arrays: dict[str, np.ndarray], example: Example) -> None:
     """The example's densities at a draw of ours are ours."""
     terms = program.terms(state, arrays, seed=0)
     z = torch.tensor(program.draws(state, arrays, seed=0, particles=1)["z"]).float()[0]
-    data = {f"z_{t}": z[:, t] for t in range(STEPS)}
+    data = {f"z_{t}": z[:, t] for t in range(SHAPE.steps)}
     inputs = torch.tensor(arrays["x"]), torch.tensor(arrays["mask"])
     expected = {
         example.guide: terms.log_posterior["z"].sum(),
@@ -136,7 +117,7 @@ def check(program: Any, state: Any, arrays: dict[str, np.ndarray], example: Exam
 
 
 def stock(example: Example) -> Step:
-    arrays = batch()
+    arrays = SHAPE.batch()
     inputs = torch.tensor(arrays["x"]), torch.tensor(arrays["mask"])
     pyro.clear_param_store()
     svi = SVI(example.model, example.guide, ClippedAdam({"lr": 1e-3}), Trace_ELBO())
@@ -146,7 +127,7 @@ def stock(example: Example) -> Step:
 def measure(repeats: int = 15, clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
     """One entry: our step and the example's."""
     keep_freed_memory()
-    importlib.import_module("torch").set_num_threads(1 if clock is time.process_time else 2)
+    torch.set_num_threads(1 if clock is time.process_time else 2)
     step, example = ours()
     found = medians({"ours": step, "stock": stock(example)}, repeats, clock)
     ratio = {"stock/ours": found["stock"] / found["ours"]}
@@ -159,14 +140,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.processor_time:
-        os.environ.update(ONE_THREAD)
-    entries = measure(options.repeats, time.process_time if options.processor_time else time.perf_counter)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.repeats, clock(options.processor_time)), options.json)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ the ratios, not the milliseconds. Shape: Penn Treebank as Li et al. 2019 (E 256,
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +25,7 @@ from jax import Array
 from numpyro.infer import SVI, TraceMeanField_ELBO
 
 from benchmarks.machine import resident
+from benchmarks.measuring import Step, medians, show
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.numpyro import Program
 from guidebook.engines.protocol import Control, Objective, Settings
@@ -37,7 +34,6 @@ from guidebook.guides.sentence_guide import SentenceGuide
 from guidebook.models.sentence_vae import SentenceModel
 
 PAIR = PAIRS["sentence_vae"]
-Step = Callable[[], Any]
 Weights = dict[str, Array]
 
 
@@ -243,18 +239,6 @@ def backward(x: Array, w: Array, dy: Array) -> tuple[Array, ...]:
     return dx, dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
-def medians(variants: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each variant, measured in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
-        for name, step in variants.items():
-            start = time.perf_counter()
-            step()
-            if repeat >= 2:
-                taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
 def training(rows: int, repeats: int) -> dict[str, Any]:
     """One entry: every variant of a training step at batch `rows`."""
     shape = Shape(rows)
@@ -347,12 +331,7 @@ def main() -> None:
     if options.peak:
         print(peak(options.peak, options.vocabulary))
         return
-    entries = measure(options.repeats)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.repeats), options.json)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.objective_step --engine pyro [--repeats 15] [--json]
 
 One particle for all, so that what differs is the objective's own cost; then 16 for IWAE, whose encoder runs once and
-whose decoder is batched. All variants are interleaved in one process with two threads. Shape as `benchmarks.pyro_step`,
+whose decoder is batched. Each takes turns with the plain step in one process with two threads. Shape as `benchmarks.pyro_step`,
 batch 32.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from typing import Any
 
-from benchmarks.pyro_step import Shape, medians
+from benchmarks.measuring import medians, show
+from benchmarks.pyro_step import Shape
 from guidebook.engines import load
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.protocol import Control, Settings
@@ -62,18 +62,17 @@ def measure(engine: str, repeats: int = 15) -> list[dict[str, Any]]:
     keep_freed_memory()
     if engine == "pyro":
         importlib.import_module("torch").set_num_threads(2)
-    every = objectives()
-    steps = {name: step(engine, one) for name, one in every.items() if name != "kl_analytic"}
-    found = medians(steps | {"plain": step(engine, KL())}, repeats)
-    heavy = medians({"plain": step(engine, KL()), "particles": step(engine, IWAE(particles=PARTICLES))}, repeats)
-    plain, many = found["plain"], heavy["particles"]
-    entries: list[dict[str, Any]] = [
-        {"name": f"{engine}_{name}", "ours_ms": found[name], "plain_ms": plain, "ours/plain": found[name] / plain}
-        for name in steps
-    ]
-    times = PARTICLES * heavy["plain"]
-    share = {"ours_ms": many, "plain_ms": times, "ours/plain": many / times}
-    return [*entries, {"name": f"{engine}_iwae_{PARTICLES}_particles"} | share]
+    plain = step(engine, KL())
+    every = {f"{engine}_{name}": (one, 1) for name, one in objectives().items() if name != "kl_analytic"}
+    every[f"{engine}_iwae_{PARTICLES}_particles"] = IWAE(particles=PARTICLES), PARTICLES
+    entries = []
+    for name, (one, times) in every.items():
+        found = medians({"plain": plain, "ours": step(engine, one)}, repeats)
+        share = found["ours"] / (times * found["plain"])
+        entries.append(
+            {"name": name, "ours_ms": found["ours"], "plain_ms": times * found["plain"], "ours/plain": share}
+        )
+    return entries
 
 
 def main() -> None:
@@ -82,12 +81,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    entries = measure(options.engine, options.repeats)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.engine, options.repeats), options.json)
 
 
 if __name__ == "__main__":

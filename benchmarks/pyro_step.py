@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import resident
+from benchmarks.measuring import Step, medians, show
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.protocol import Control, Objective, Settings
 from guidebook.engines.pyro import Program
@@ -40,7 +37,6 @@ from guidebook.models.sentence_vae import SentenceModel
 
 PAIR = PAIRS["sentence_vae"]
 DATA_SIZE = 42_068
-Step = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -211,18 +207,6 @@ def floor(shape: Shape) -> Step:
     return step
 
 
-def medians(variants: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each variant, measured in turns, every other turn from the last to the first."""
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
-        for name, step in list(variants.items())[:: 1 - 2 * (repeat % 2)]:
-            start = time.perf_counter()
-            step()
-            if repeat >= 2:
-                taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
 def training(rows: int, repeats: int) -> dict[str, Any]:
     """One entry: every variant of a training step at batch `rows`."""
     shape = Shape(rows)
@@ -330,12 +314,7 @@ def main() -> None:
     if options.peak:
         print(peak(options.peak, options.vocabulary))
         return
-    entries = measure(options.repeats)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.repeats), options.json)
 
 
 if __name__ == "__main__":

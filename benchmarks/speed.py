@@ -2,8 +2,9 @@
 
     python -m benchmarks.speed [SCRIPT ...] [--repeats 15]
 
-With scripts named, vrnn_step say, the measurements of the others are kept as they are. Each script is run in a process of its own, with all its variants interleaved. Milliseconds drift with the
-machine; the ratios are what counts. Have nothing else running.
+With scripts named, vrnn_step say, the measurements of the others are kept as they are. Each script is run in a process
+of its own, with all its variants interleaved. Milliseconds drift with the machine; the ratios are what counts. Have
+nothing else running.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ TARGETS = {
     "numpyro_vrnn": {"ours/hand": ("<=", 1.1), "stock/ours": (">=", 1.6)},
     "numpyro_vrnn_residual": {"ours/hand": ("<=", 1.1), "stock/ours": (">=", 1.6)},
     "pyro_dmm": {"stock/ours": (">=", 4.0)},
+    **{f"{engine}_attention_training_{n}": {"ours/plain": ("<=", 1.1)} for engine in ENGINES for n in (64, 256, 512)},
+    **{f"{engine}_attention_scalar_{n}": {"ours/plain": ("<=", 1.25)} for engine in ENGINES for n in (64, 256, 512)},
+    **{f"{engine}_attention_general_512": {"stock/ours": (">=", 2.5)} for engine in ENGINES},
+    **{
+        f"{engine}_bottleneck_{objective}_{n}": {"ours/floor": ("<=", 1.8)}
+        for engine in ENGINES
+        for objective in ("paper", "mixture")
+        for n in (64, 256, 512)
+    },
     "pyro_peak_memory_50000": {"ours/hand": ("<=", 0.5)},
     "numpyro_peak_memory_50000": {"ours/hand": ("<=", 0.5)},
 }
@@ -56,7 +66,11 @@ def main() -> None:
     repeats = options.repeats
     load = os.getloadavg()[0]
     runs = [*(f"{engine}_step" for engine in ENGINES), "spherical_step", "dmm_step"]
-    runs += [f"{script} --engine {engine}" for script in ("objective_step", "vrnn_step") for engine in ENGINES]
+    runs += [
+        f"{script} --engine {engine}"
+        for script in ("objective_step", "vrnn_step", "attention_step", "bottleneck_step")
+        for engine in ENGINES
+    ]
     name = re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-")
     path = ROOT / "benchmarks" / "results" / f"speed.{name}.json"
     before = json.loads(path.read_text(encoding="utf-8"))["measurements"] if options.scripts and path.exists() else []

@@ -12,7 +12,6 @@ interleaved in one process with two threads, ten times as often as asked: a step
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
-from benchmarks.pyro_step import Step, medians
+from benchmarks.measuring import Step, medians, show
 from guidebook.engines.memory import keep_freed_memory
 from guidebook.engines.pyro.spherical import HypersphericalUniform, PowerSpherical, VonMisesFisher
 
@@ -204,12 +203,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    entries = measure(options.repeats)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.repeats), options.json)
 
 
 if __name__ == "__main__":

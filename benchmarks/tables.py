@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` and `sequences` (from
-RECIPE.ENGINE.SEED.json), `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms",
+RECIPE.ENGINE.SEED.json), `bottlenecks` (from bottleneck.NAME.json), `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms",
 …}]}`), what is first asked of each, `measured` and `faster`, or `compatibility` (from the specs).
 """
 
@@ -56,7 +56,8 @@ def speed_results() -> list[dict[str, Any]]:
 
 
 def quality_results() -> list[dict[str, Any]]:
-    return [read(path) for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith("speed.")]
+    others = ("speed.", "bottleneck.")
+    return [read(path) for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith(others)]
 
 
 def of_sequences(result: Mapping[str, Any]) -> bool:
@@ -105,6 +106,42 @@ def sequences_row(result: Mapping[str, Any]) -> list[str]:
         number(metrics["kl"]),
         *run_cells(result),
     ]
+
+
+BOTTLENECK = {
+    "retained": "vectors kept",
+    "retained_with_prior": "with the prior's",
+    "bleu": "BLEU",
+    "exact": "exact",
+    "kl": "KL",
+    "iw_nll": "IW-NLL",
+    "forward_perplexity": "forward",
+    "real_perplexity": "real",
+    "reverse_perplexity": "reverse",
+    "distinct": "distinct",
+    "middle": "middle",
+    "middle_novel": "new",
+}
+
+
+def bottlenecks() -> str:
+    """The models of `benchmarks/bottlenecks.py`, by how well they reconstruct."""
+    results = [read(path) for path in sorted(RESULTS.glob("bottleneck.*.json"))]
+    if not results:
+        return "_Not measured yet._\n"
+    results.sort(key=lambda result: -result["row"]["bleu"])
+    where = f"{results[0]['device']}, minutes of training: {min_max([r['seconds'] / 60 for r in results])}.\n\n"
+    return where + table(["model", *BOTTLENECK.values()], map(bottleneck_row, results))
+
+
+def min_max(values: Sequence[float]) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}"
+
+
+def bottleneck_row(result: Mapping[str, Any]) -> list[str]:
+    row = result["row"]
+    middle = " / ".join(number(value) for value in row["middle_bleu"])
+    return [f"`{result['name']}`", *(middle if key == "middle" else number(row[key]) for key in BOTTLENECK)]
 
 
 def run_cells(result: Mapping[str, Any]) -> list[str]:
@@ -245,6 +282,7 @@ TABLES = {
     "faster": faster,
     "quality": quality,
     "sequences": sequences,
+    "bottlenecks": bottlenecks,
     "speed": speed,
     "compatibility": compatibility,
 }

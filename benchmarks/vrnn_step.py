@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import resident
+from benchmarks.measuring import Step, clock, medians, show
 from guidebook.engines import load
 from guidebook.engines.draws import standard_normal
 from guidebook.engines.memory import keep_freed_memory
@@ -45,12 +43,6 @@ from guidebook.models.vrnn import VRNNModel
 PAIR = PAIRS["vrnn"]
 DATA_SIZE = 229
 LENGTHS, PARTICLES, WINDOW = (100, 300, 1000, 3000), (1, 4, 16), 100
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
-Step = Callable[[], Any]
 Weights = dict[str, np.ndarray]
 
 
@@ -99,9 +91,12 @@ def program(engine: str, shape: Shape, particles: int = 1, truncate: int | None 
 
 def ours(engine: str, shape: Shape, particles: int = 1) -> Step:
     """The engine's own step, which returns once its result is there."""
-    made, state = program(engine, shape, particles)
-    held, batch, count = [state], shape.batch(), iter(range(10**9))
-    rates = {"model": 1e-3, "guide": 1e-3}
+    return stepping(*program(engine, shape, particles), shape.batch())
+
+
+def stepping(made: Any, state: Any, batch: Mapping[str, np.ndarray]) -> Step:
+    """Steps of a program on one batch, from a state on."""
+    held, count, rates = [state], iter(range(10**9)), {"model": 1e-3, "guide": 1e-3}
 
     def step() -> float:
         held[0], info = made.step(held[0], [batch], Control(next(count), 1.0, rates))
@@ -122,18 +117,6 @@ def initial(engine: str, shape: Shape) -> Weights:
 
 def loops(engine: str) -> Any:
     return importlib.import_module(f"benchmarks.vrnn_{engine}")
-
-
-def medians(variants: Mapping[str, Step], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Milliseconds of each variant, measured in turns, every other turn from the last to the first."""
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
-        for name in list(variants)[:: 1 - 2 * (repeat % 2)]:
-            start = clock()
-            variants[name]()
-            if repeat >= 2:
-                taken[name].append(1e3 * (clock() - start))
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def training(engine: str, shape: Shape, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
@@ -211,15 +194,7 @@ def main() -> None:
     if options.peak:
         print(peak(options.engine, options.peak))
         return
-    if options.processor_time:  # before the engine is imported
-        os.environ.update(ONE_THREAD)
-    clock = time.process_time if options.processor_time else time.perf_counter
-    entries = measure(options.engine, options.repeats, clock)
-    if options.json:
-        print(json.dumps(entries))
-        return
-    for entry in entries:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in entry.items()))
+    show(measure(options.engine, options.repeats, clock(options.processor_time)), options.json)
 
 
 if __name__ == "__main__":

@@ -11,25 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import BadData
-from .spec import Data
+from .spec import NAMED, Data
 from .stdlib_docs import stdlib_docs_file
 from .textfile import open_binary, sentences_of
+from .wikitext import wikitext_sentences
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
-NAMED = ("stdlib_docs", "ptb")
+
+_SHARED = {
+    "ptb": ("ptb/ptb.{}.txt.gz", "one sentence a line, Mikolov's preprocessing"),
+    "wikitext2": ("wikitext2/wiki.{}.txt.gz", "one paragraph a line, as Merity et al. made it"),
+}
+"""Corpora that are not shipped: their files in the folder of benchmark data, and what these hold."""
 
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus as text. `files`: one per split, or a single file to be split by hash."""
+    """A corpus as text. `files`: one per split, or a single file to be split by hash. `paragraphs`: a line is one of
+    WikiText, not a sentence."""
 
     name: str
     files: tuple[Path, ...]
     lowercase: bool
     max_words: int
     max_sentences: int | None
+    paragraphs: bool = False
 
     def sentences(self) -> Iterator[tuple[str, str]]:
         """(split, sentence) in order of the files; the sentence is "" for an empty line. BadData as
@@ -52,13 +60,16 @@ class Source:
         """Hash of the files' bytes and of how they are read: equal ones mean equal sentences and splits."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{len(self.files)} {self.lowercase} {self.max_words} {self.max_sentences}".encode())
+        if self.paragraphs:
+            digest.update(b" paragraphs")
         for path in self.files:
             digest.update(_file_digest(path))
         return digest.hexdigest()
 
     def _all(self) -> Iterator[tuple[str, str]]:
+        read = wikitext_sentences if self.paragraphs else sentences_of
         for i, path in enumerate(self.files):
-            for sentence in sentences_of(path, self.max_words):
+            for sentence in read(path, self.max_words):
                 text = sentence.lower() if self.lowercase else sentence
                 yield (SPLITS[i] if len(self.files) > 1 else split_of(text)), text
 
@@ -71,14 +82,16 @@ def split_of(sentence: str) -> str:
 
 def source_of(spec: Data, cache: Path) -> Source:
     """The corpus that `spec` names. BadData if there is no such corpus or file."""
-    return Source(spec.corpus, _files(spec, cache), spec.lowercase, spec.max_words, spec.max_sentences)
+    wikitext = spec.corpus == "wikitext2"
+    files = _files(spec, cache)
+    return Source(spec.corpus, files, spec.lowercase or wikitext, spec.max_words, spec.max_sentences, wikitext)
 
 
 def _files(spec: Data, cache: Path) -> tuple[Path, ...]:
     if spec.corpus == "stdlib_docs":
         return (stdlib_docs_file(cache),)
-    if spec.corpus == "ptb":
-        return tuple(_ptb_file(split) for split in SPLITS)
+    if spec.corpus in _SHARED:
+        return tuple(_shared_file(spec.corpus, split) for split in SPLITS)
     paths = [Path(p).expanduser() for p in (spec.corpus, spec.valid, spec.test) if p is not None]
     if not paths[0].exists():
         raise BadData(_no_corpus(spec.corpus, paths[0]))
@@ -107,19 +120,15 @@ def data_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _ptb_file(split: str) -> Path:
-    folder = data_folder()
-    wanted = f"ptb/ptb.{split}.txt.gz"
+def _shared_file(corpus: str, split: str) -> Path:
+    folder, (pattern, about) = data_folder(), _SHARED[corpus]
+    wanted = pattern.format(split)
     if folder is None:
         named = os.environ.get("GUIDEBOOK_DATA")
         why = f"GUIDEBOOK_DATA = {named} is no folder" if named else "GUIDEBOOK_DATA is not set"
-        raise BadData(
-            f"the corpus 'ptb' is not shipped (its licence forbids it) and {why}: point it at a folder with {wanted}"
-        )
+        raise BadData(f"the corpus {corpus!r} is not shipped and {why}: point it at a folder with {wanted}")
     if not (folder / wanted).is_file():
-        raise BadData(
-            f"the corpus 'ptb' needs {folder / wanted}, which is missing: one sentence a line, Mikolov's preprocessing"
-        )
+        raise BadData(f"the corpus {corpus!r} needs {folder / wanted}, which is missing: {about}")
     return folder / wanted
 
 

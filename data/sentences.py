@@ -83,7 +83,8 @@ class Sentences(Sequence):
         lengths = self.lengths[index][:, None]
         # bos stands in column 0, so that word t of a sentence is in column t + 1.
         place = np.minimum(self.offsets[index][:, None] + (column - 1), len(self.ids) - 1)
-        rows = np.where(column < lengths, self.ids[place].astype(np.int32), PAD)
+        words = self.ids[place].astype(np.int32) if len(self.ids) else PAD  # all sentences are empty
+        rows = np.where(column < lengths, words, PAD)
         rows[:, 0] = BOS
         rows[column == lengths] = EOS
         return rows

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+NAMED = ("stdlib_docs", "ptb", "wikitext2")
+"""Corpora that go by a name; each has its own splits and is in lower case."""
+
 
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,13 +47,15 @@ class Data(_Spec):
     one split.
     """
 
-    corpus: str = Field(default="stdlib_docs", description='"stdlib_docs", "ptb" or the path of a text file')
+    corpus: str = Field(
+        default="stdlib_docs", description='"stdlib_docs", "ptb", "wikitext2" or the path of a text file'
+    )
     valid: str | None = Field(
         default=None, description="path of the validation sentences; `corpus` is then all training"
     )
     test: str | None = Field(default=None, description="path of the test sentences; goes together with `valid`")
     tokeniser: TokeniserSpec = Words()
-    lowercase: bool = Field(default=False, description="lower-case first ('stdlib_docs' and 'ptb' already are)")
+    lowercase: bool = Field(default=False, description="lower-case first (the named corpora already are)")
     buckets: int = Field(default=8, ge=1, description="at most this many padded lengths: JAX compiles once for each")
     max_words: int = Field(default=1000, ge=1, description="a longer line is refused, never cut or dropped")
     max_sentences: int | None = Field(
@@ -61,6 +66,6 @@ class Data(_Spec):
     def _splits_are_whole(self) -> Data:
         if (self.valid is None) != (self.test is None):
             raise ValueError("valid and test go together: give both paths, or neither to split the corpus by hash")
-        if self.valid is not None and self.corpus in ("stdlib_docs", "ptb"):
+        if self.valid is not None and self.corpus in NAMED:
             raise ValueError(f"corpus {self.corpus!r} has its own splits: leave valid and test out")
         return self

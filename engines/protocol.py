@@ -210,12 +210,29 @@ class Program(Protocol):
         """log p(x, z), (S, B) float64, at latents of `chain`."""
         ...
 
-    def prior_draws(self, state: State, *, seed: int, rows: int) -> np.ndarray:
-        """(rows, Z) draws from p(z); text pairs with one latent."""
+    def prior_draws(self, state: State, *, seed: int, rows: int, lengths: np.ndarray | None = None) -> np.ndarray:
+        """(rows, Z) draws from p(z); text pairs with one latent. Of what a decoder attends to (rows, K, p + 1), given the
+        sentences' lengths n (rows,).
+        """
         ...
 
-    def decode_start(self, state: State, latent: np.ndarray | None, rows: int) -> Cache:
-        """The decoder's state before the first word, for `rows` sentences with latents (rows, Z)."""
+    def mean_measure(self, state: State, batch: Batch, site: str = "F") -> np.ndarray:
+        """The mean of q(F | x), where F is what a decoder attends to: log α, μ and σ² of each component (B, M, 2 p + 1),
+        or μ after a 0 of each vector (B, M, p + 1); `models.measures.NEVER` first where there is none. Of latents that
+        hang on each other, of the chosen site with the others at their means.
+        """
+        ...
+
+    def attention(self, state: State, batch: Batch) -> np.ndarray:
+        """What each word of a sentence weighs the components of `mean_measure` by when it is decoded from it, told the words
+        before: (layers, B, heads, T, M).
+        """
+        ...
+
+    def decode_start(self, state: State, latent: np.ndarray | None, rows: int, steps: int) -> Cache:
+        """The decoder's state before the first word, for `rows` sentences with latents (rows, Z), or draws or means of
+        measures (rows, K, …); `steps` words at most.
+        """
         ...
 
     def decode_step(self, state: State, cache: Cache, tokens: np.ndarray) -> tuple[Cache, np.ndarray]:

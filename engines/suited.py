@@ -30,7 +30,7 @@ def refuse_unsuited(
                 f"the latent {name!r} stands outside the plate {plate!r}, one draw for all data, and the divergence "
                 "weights each datum by itself: use kl without free bits and without the score"
             )
-        if "joint_score" in objective.needs and not _is_real(model[name]["fn"], real):
+        if "joint_score" in objective.needs and not is_real(model[name]["fn"], real):
             raise BadInput(
                 f"the divergence moves draws along the gradient of log p(x, z) in all of R^D, and the latent {name!r} "
                 "lives elsewhere under the prior: use kl"
@@ -46,7 +46,7 @@ def refuse_immovable(model: Mapping[str, Any], latents: Mapping[str, Any], plate
     if not latents:
         raise BadInput("the pair has no latent, so its likelihood is exact: evaluate gives it")
     for name in latents:
-        if not _is_real(model[name]["fn"], real):
+        if not is_real(model[name]["fn"], real):
             raise BadInput(
                 f"Hamiltonian Monte Carlo moves in R^D, and the latent {name!r} lives elsewhere under the prior"
             )
@@ -66,7 +66,7 @@ def refuse_shared(sites: Sequence[str]) -> None:
         )
 
 
-def _is_real(fn: Any, real: Any) -> bool:
+def is_real(fn: Any, real: Any) -> bool:
     """Whether the support of a distribution is all of R^D."""
     support = fn.support
     while hasattr(support, "base_constraint"):

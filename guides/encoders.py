@@ -1,4 +1,4 @@
-"""Encoders: recurrent networks that read a whole sentence, from bos to eos, into one vector."""
+"""Encoders: networks that read a whole sentence, from bos to eos, into one vector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..models.decoders import recurrent_layout
 from ..models.spec import Spec, Weight
+from ..models.transformers import Transformer
 
 
 class RecurrentEncoder(Spec):
@@ -44,7 +45,56 @@ class GRUEncoder(RecurrentEncoder):
     kind: Literal["gru"] = "gru"
 
 
-Encoder = Annotated[LSTMEncoder | GRUEncoder, Field(discriminator="kind")]
+class _Reader(Transformer):
+    """A Transformer over tokens."""
+
+    def layout(self, *, vocabulary: int) -> dict[str, Weight]:
+        return {"embedding": Weight((vocabulary, self.hidden), self.hidden**-0.5)} | self.blocks()
+
+
+class TransformerEncoder(_Reader):
+    """Reads in both directions. Size from the surroundings: `vocabulary` V. The code is the mean or the maximum of the
+    outputs, pads left out, or the one at eos.
+    """
+
+    pooling: Literal["last", "mean", "max"] = Field(default="mean", description="which outputs make the code")
+
+    @property
+    def features(self) -> int:
+        return self.hidden
+
+
+class VectorEncoder(_Reader):
+    """Reads in both directions, and gives a vector for each token. Size from the surroundings: `vocabulary` V."""
+
+    positions: Literal["rotary", "sinusoidal"] = "sinusoidal"
+
+    def block(self) -> MeasureBlock:
+        """One more block like its own, which reads a measure."""
+        return MeasureBlock.model_validate(self.model_dump() | {"layers": 1})
+
+
+class MeasureBlock(Transformer):
+    """A block of queries from h, and keys and values from the atoms of a random measure F, for denoising attention. Size
+    from the surroundings: `latent` p. It reads in both directions, and no positions: atoms have none.
+
+    As it ends, with a norm, an encoder's blocks do. A bias of the keys would change nothing.
+    """
+
+    def layout(self, *, latent: int) -> dict[str, Weight]:
+        hidden = self.hidden
+        weights = self.blocks()
+        del weights["attention_in_0"], weights["attention_in_bias_0"]
+        return weights | {
+            "query": Weight((hidden, hidden), hidden**-0.5),
+            "query_bias": Weight((hidden,), 0.0),
+            "key": Weight((hidden, latent), latent**-0.5),
+            "value": Weight((hidden, latent), latent**-0.5),
+            "value_bias": Weight((hidden,), 0.0),
+        }
+
+
+Encoder = Annotated[LSTMEncoder | GRUEncoder | TransformerEncoder, Field(discriminator="kind")]
 
 
 class _Backward(Spec):

@@ -6,6 +6,8 @@ from ..models.dmm import DMMModel, DMMStep
 from ..models.language_model import SITES as LANGUAGE_SITES
 from ..models.language_model import LanguageModel, language_model
 from ..models.linear_gaussian import LinearGaussianModel, LinearGaussianStep
+from ..models.nvae import SITES as NVAE_SITES
+from ..models.nvae import NVAEModel, nvae
 from ..models.rnn import SITES as RNN_SITES
 from ..models.rnn import RNNModel, RNNStep, rnn
 from ..models.sentence_vae import SITES as SENTENCE_SITES
@@ -18,6 +20,7 @@ from ..models.vae import VAEModel, vae
 from ..models.vrnn import VRNNModel, VRNNStep
 from .dmm_guide import DMMGuide, DMMProposal
 from .linear_gaussian_guide import LinearGaussianGuide, LinearGaussianProposal
+from .nvae_guide import NVAEGuide, nvae_guide
 from .pair import NoLatents, Pair, Steps
 from .sentence_guide import SentenceGuide, sentence_guide
 from .sequence_guide import NoProposal, sequence_pair
@@ -36,6 +39,18 @@ SENTENCE_VAE = Pair(
     guide_spec=SentenceGuide,
     plate="sentences",
     sites=SENTENCE_SITES,
+    text=True,
+)
+
+NVAE = Pair(
+    model=nvae,
+    guide=nvae_guide,
+    name="nvae",
+    networks=lambda model, guide, vocabulary: model.networks(vocabulary) | guide.networks(vocabulary, model.prior.dim),
+    model_spec=NVAEModel,
+    guide_spec=NVAEGuide,
+    plate="sentences",
+    sites=NVAE_SITES,
     text=True,
 )
 
@@ -111,4 +126,4 @@ LINEAR_GAUSSIAN = sequence_pair(
     LinearGaussianGuide,
 )
 
-PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, LANGUAGE_MODEL, VAE, RNN, VRNN, SRNN, DMM, LINEAR_GAUSSIAN)}
+PAIRS = {pair.name: pair for pair in (SENTENCE_VAE, NVAE, LANGUAGE_MODEL, VAE, RNN, VRNN, SRNN, DMM, LINEAR_GAUSSIAN)}

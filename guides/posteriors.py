@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from scipy.special import lambertw
 
 from ..models.flows import Flow, InverseAutoregressiveFlow
-from ..models.spec import Box, Spec, Support, Weight
+from ..models.spec import Box, Spec, Support, Weight, kind_unless_said
 
 
 class PosteriorSpec(Spec):
@@ -252,10 +252,6 @@ class RelaxedCategorical(_Relaxed):
     kind: Literal["relaxed_categorical"] = "relaxed_categorical"
 
 
-def _diagonal_without_a_kind(value: Any) -> Any:
-    return {"kind": "diagonal_normal", **value} if isinstance(value, dict) else value
-
-
 Posterior = Annotated[
     DiagonalNormal
     | LowRankNormal
@@ -274,5 +270,5 @@ Posterior = Annotated[
     | RelaxedBernoulli
     | RelaxedCategorical,
     Field(discriminator="kind"),
-    BeforeValidator(_diagonal_without_a_kind),
+    kind_unless_said("diagonal_normal"),
 ]

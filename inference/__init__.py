@@ -1,6 +1,7 @@
 """How a pair is fitted and judged: recipes, divergences, schedules, fit, evaluation, decoding, diagnosis."""
 
 from ..guides import Pair
+from .bottleneck import bottleneck
 from .compare import compare
 from .diagnose import diagnose, to_arviz
 from .divergences import (
@@ -23,7 +24,10 @@ from .divergences import (
 )
 from .evaluate import evaluate
 from .fit import fit
+from .generation import judge_samples
+from .interpolation import interpolation_curve
 from .recipe import Recipe, parse
+from .regularised import regularised
 from .run import Run, load
 from .schedules import Constant, Cosine, Cyclical, Linear, Logistic
 from .sequences import forecast, generate, impute, smooth
@@ -59,6 +63,7 @@ __all__ = [
     "Sample",
     "Stein",
     "TargetRate",
+    "bottleneck",
     "compare",
     "diagnose",
     "evaluate",
@@ -67,9 +72,12 @@ __all__ = [
     "generate",
     "impute",
     "interpolate",
+    "interpolation_curve",
+    "judge_samples",
     "load",
     "parse",
     "reconstruct",
+    "regularised",
     "sample",
     "smooth",
     "to_arviz",

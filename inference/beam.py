@@ -28,7 +28,8 @@ def beam_search(
     """
     width = strategy.width
     rows = sentences * width
-    cache = program.decode_start(state, None if latents is None else np.repeat(latents, width, axis=0), rows)
+    repeated = None if latents is None else np.repeat(latents, width, axis=0)
+    cache = program.decode_start(state, repeated, rows, max_words + 1)
     words = np.empty((sentences, width, 0), np.int64)
     scores = np.full((sentences, width), -np.inf)
     scores[:, 0] = 0.0  # at first all K prefixes are the same empty one: only one of them counts

@@ -8,7 +8,9 @@ from typing import Any
 
 from ..engines import ENGINES, installed
 from ..guides import PAIRS, Encoder, Posterior
+from ..guides.measures import MeasurePosterior
 from ..models import Decoder, Prior
+from ..models.measures import MeasurePrior
 from .compatibility import matrix
 from .divergences import Divergence
 from .mistakes import models_in
@@ -20,6 +22,8 @@ from .tables import text_table
 ROLES: dict[str, Any] = {
     "priors": Prior,
     "posteriors": Posterior,
+    "priors of what is attended to": MeasurePrior,
+    "posteriors of what is attended to": MeasurePosterior,
     "encoders": Encoder,
     "decoders": Decoder,
     "divergences": Divergence,

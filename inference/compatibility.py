@@ -8,6 +8,7 @@ from typing import Any
 
 from ..guides import Posterior
 from ..models import Prior
+from ..models.measures import MeasurePrior
 from .divergences import Divergence
 from .mistakes import models_in
 
@@ -18,10 +19,19 @@ NORMAL = {
 """Kinds whose distribution is a diagonal normal, which a divergence with a formula for normals needs."""
 
 
+ATTENDED = ("measure", "vectors", "pooled")
+"""Supports of what a decoder attends to."""
+
+ALONG = frozenset({"path", "score", "evidence"})
+"""The fields of `Terms` that latents along a path have."""
+
+
 def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
     """Why the three do not fit, and the nearest that would; None where they do."""
+    attended = posterior.support in ATTENDED
     if not _inside(posterior.support, prior.support):
-        others = [kind for kind, spec in kinds(Prior).items() if _inside(posterior.support, spec.support)]
+        role = MeasurePrior if attended else Prior
+        others = [kind for kind, spec in kinds(role).items() if _inside(posterior.support, spec.support)]
         return (
             f"the posterior {posterior.kind!r} draws {PLACES[posterior.support]} and the prior {prior.kind!r} lives "
             f"{PLACES[prior.support]}: use the prior {' or '.join(others) or 'of the same support'}"
@@ -33,6 +43,18 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
         return (
             f"the prior 'vamp' is a mixture of the posterior at pseudo-inputs, and the posterior {posterior.kind!r} "
             f"{why}: use the posterior {' or '.join(others)}"
+        )
+    if attended and (divergence.needs - ALONG or divergence.needs & {"evidence"}):
+        others = [k for k, spec in kinds(Divergence).items() if _example(spec).needs <= {"path", "score"}]
+        return (
+            f"the divergence {divergence.kind!r} as set compares vectors of one size, and the posterior "
+            f"{posterior.kind!r} draws {PLACES[posterior.support]}: use the divergence {' or '.join(others)}"
+        )
+    if getattr(posterior, "objective", None) == "paper" and _asks_mass(divergence):
+        return (
+            'the posterior with objective = "paper" has its regulariser in place of a KL, and the divergence '
+            f'{divergence.kind!r} as set weighs draws: use objective = "mixture" or "stratified", or kl with '
+            'estimator = "analytic"'
         )
     if "enumeration" in divergence.needs and not _countable(posterior):
         discrete = {kind: spec.support for kind, spec in kinds(Posterior).items() if _countable(spec)}
@@ -85,10 +107,9 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
 
 def off_the_path(divergence: Any) -> str | None:
     """Why a divergence does not fit the latents of a sequence, z_t given the path before it; None where it does."""
-    fields = sorted(divergence.needs - {"path", "score", "evidence"})
-    if not fields:
+    if divergence.needs <= ALONG:
         return None
-    others = [kind for kind, spec in kinds(Divergence).items() if off_the_path(_example(spec)) is None]
+    others = [kind for kind, spec in kinds(Divergence).items() if _example(spec).needs <= ALONG]
     return (
         f"the divergence {divergence.kind!r} as set compares latents of one datum, and those of a sequence hang on the "
         f"path before them: use the divergence {' or '.join(others)}"
@@ -101,6 +122,9 @@ PLACES = {
     "box": "in a box",
     "binary": "in {0, 1}^Z",
     "one_hot": "among one-hot vectors",
+    "measure": "among random measures",
+    "vectors": "among sets of vectors",
+    "pooled": "among sets of one vector",
 }
 """Support → where that is, in words."""
 

@@ -95,13 +95,18 @@ class Dataset(Protocol):
 
 
 class TextData:
-    """A tokenised corpus."""
+    """A tokenised corpus: the one that `spec` names, or `corpus`, batched as `spec` says."""
 
     def __init__(
-        self, spec: Data, *, tokeniser: Path | None = None, progress: Callable[[str, int], None] | None = None
+        self,
+        spec: Data,
+        *,
+        tokeniser: Path | None = None,
+        progress: Callable[[str, int], None] | None = None,
+        corpus: Corpus | None = None,
     ) -> None:
         self.spec = spec
-        self.corpus: Corpus = load(spec, tokeniser=tokeniser, progress=progress)
+        self.corpus = corpus or load(spec, tokeniser=tokeniser, progress=progress)
         self.fingerprint = self.corpus.fingerprint
 
     @property

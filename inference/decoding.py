@@ -64,7 +64,7 @@ def decode_scored(
     rows_per_call: int = 128,
     count: int | None = None,
 ) -> Decoded:
-    """One sentence for each row of `latents` (N, Z); without latents, `count` sentences.
+    """One sentence for each row of `latents` (N, Z), or of measures (N, K, …); without latents, `count` sentences.
 
     Sentence n depends on the seed, on n and on its latent alone, not on how many are decoded together.
 
@@ -93,8 +93,8 @@ def _sentences(latents: np.ndarray | None, count: int | None) -> int:
         if count is None:
             raise BadInput("decoding without latents needs count, the number of sentences")
         return count
-    if np.ndim(latents) != 2:
-        raise BadInput(f"latents have shape {np.shape(latents)}: decoding takes (sentences, Z)")
+    if np.ndim(latents) not in (2, 3):
+        raise BadInput(f"latents have shape {np.shape(latents)}: decoding takes (sentences, Z), or measures of 3 axes")
     return len(latents)
 
 
@@ -110,7 +110,7 @@ def _decode_rows(program, state, latents, index, strategy, max_words, seed) -> D
 
 def _one_path(program, state, latents, rows, choose: Choose, forbidden, max_words):
     """Follows one path per row: words (rows, max_words + 1) with their eos, and log p (rows,)."""
-    cache = program.decode_start(state, latents, rows)
+    cache = program.decode_start(state, latents, rows, max_words + 1)
     tokens, ended = np.full(rows, BOS), np.zeros(rows, bool)
     words, scores = np.full((rows, max_words + 1), EOS), np.zeros(rows)
     for step in range(max_words + 1):

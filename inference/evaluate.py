@@ -8,6 +8,7 @@ whole test set).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..engines.terms import Terms
 from ..models.errors import BadInput
 from .accounting import Account, Progress, account, each, first, real
 from .evaluation import Evaluation, SiteEvaluation
+from .measures import prior_of, retained
 from .metrics import active_dimensions, importance_bound, mutual_information, perplexity
 from .sequence_evaluation import SequenceEvaluation, evaluate_sequences
 
@@ -76,7 +78,7 @@ def evaluate(
             about=about,
             progress=progress,
         )
-    return evaluate_program(
+    found = evaluate_program(
         run.program,
         run.state,
         batches,
@@ -88,6 +90,8 @@ def evaluate(
         about=about,
         progress=progress,
     )
+    prior = prior_of(run)
+    return replace(found, retained=retained(run, batches=batches)) if prior and prior.weighted else found
 
 
 def evaluate_program(

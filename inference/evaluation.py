@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .measures import Retained
 from .tables import html_table, number, text_table
 
 
@@ -54,6 +55,7 @@ class Evaluation:
         active_units: dimensions whose posterior mean has a variance above 0.01.
         kl_aggregate: KL(q(z) ‖ p(z)) = kl − mi.
         sites: latent site → its part. notes: key → why it is None.
+        retained: what a nonparametric bottleneck keeps, `inference.measures.Retained`.
     """
 
     sentences: int
@@ -77,6 +79,7 @@ class Evaluation:
     unit: str
     sites: Mapping[str, SiteEvaluation]
     notes: Mapping[str, str] = field(default_factory=dict)
+    retained: Retained | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where the numbers come from: pair, engine, split, seed."""
 
@@ -109,6 +112,12 @@ class Evaluation:
             rows += [
                 ("perplexity", number(self.perplexity, 2), f"per {self.perplexity_unit}, end marks counted"),
                 ("perplexity (ELBO)", number(self.perplexity_elbo, 2), f"per {self.perplexity_unit}"),
+            ]
+        if self.retained:
+            kept = self.retained
+            rows += [
+                ("vectors retained", number(kept.vectors), f"of 1; {number(kept.with_prior)} with the prior component"),
+                ("pseudo-counts", number(kept.pseudo_count), f"in all, the prior component's {kept.prior_share:.0%}"),
             ]
         if self.sites:
             of = f"of {self.dimensions}" if self.dimensions is not None else ""

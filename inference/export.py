@@ -152,7 +152,8 @@ def _observed(batch: Batch, sites: list[str], text: bool, steps: bool) -> dict[s
         return {"observed_data": {sites[0]: seen}, "constant_data": {"length": np.asarray(batch["lengths"])}}
     if text:
         constant = {"length": np.asarray(batch["lengths"])}
-        return {"observed_data": {sites[0]: np.asarray(batch["targets"])}, "constant_data": constant}
+        seen = {site: np.asarray(batch["lengths" if site == "n" else "targets"]) for site in sites}
+        return {"observed_data": seen, "constant_data": constant}
     arrays = {name: np.asarray(array) for name, array in batch.items() if name not in ("index", "weight")}
     return {
         "observed_data": {name: array for name, array in arrays.items() if name in sites},
@@ -188,7 +189,7 @@ def _dimensions(groups: dict[str, Arrays], plate: str, sites: dict[str, Sequence
     for group in ("log_likelihood", "sample_stats", "posterior", "constant_data", "observed_data"):
         for name, array in groups.get(group, {}).items():
             event = array.ndim - _PLATE_AXIS[group] - 1
-            named = list(sites.get(name, ()))
+            named = list(sites.get(name) or sites.get(name.rpartition("_")[0], ()))
             found[name] = [
                 plate,
                 *(named if len(named) == event else [f"{name}_dim_{i}" for i in range(event)]),

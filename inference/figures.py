@@ -90,6 +90,38 @@ def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datu
     return figure
 
 
+def interpolation(weights: Sequence[float], bleu: Mapping[str, Sequence[float]], novel: Sequence[float]) -> Figure:
+    """BLEU to either end, and the share of new sentences, over the weight of the second end."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    near, new = figure.subplots(1, 2)
+    for (end, values), colour in zip(bleu.items(), COLOURS, strict=False):
+        near.plot(weights, values, color=colour, marker="o", ms=4, lw=1.6, label=end)
+    new.plot(weights, novel, color=GREEN, marker="o", ms=4, lw=1.6)
+    near.set_ylim(0, 105)
+    new.set_ylim(0, 1.05)
+    plain(near, "BLEU to either end", "weight of b", "mean BLEU of sentences")
+    plain(new, "equal to neither end nor its reconstruction", "weight of b", "share")
+    near.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def bottleneck(tokens: Sequence[str], pseudo_counts: np.ndarray, prior: float, attention: np.ndarray) -> Figure:
+    """Pseudo-counts of the prior component and of every token, on a logarithmic scale, and beneath them what each decoded
+    word attends to, (words, 1 + tokens)."""
+    columns = ["prior", *tokens]
+    figure = Figure(figsize=(max(5.0, 0.5 * len(columns) + 1.5), 6.0), layout="constrained")
+    counts, read = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    counts.bar(range(len(columns)), [prior, *pseudo_counts], color=[GREY, *[BLUE] * len(tokens)])
+    counts.axhline(0.1, color=ORANGE, lw=1, ls="--")
+    counts.set_yscale("log")
+    read.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    plain(counts, "pseudo-counts; kept above the dashed line", "", "α")
+    plain(read, "attention of each decoded word (rows) to the components", "", "")
+    read.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+    read.set_yticks(range(len(tokens)), tokens)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     FigureCanvasAgg(figure)

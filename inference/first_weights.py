@@ -10,6 +10,7 @@ from ..data import ArrayBatches
 from ..engines.seeds import derive
 from ..guides import Pair
 from ..models.errors import BadInput
+from ..models.measures import LengthLaw
 from ..models.priors import VampPrior
 from .datasets import ArrayData, Dataset, TextData
 from .recipe import Recipe
@@ -18,7 +19,8 @@ from .recipe import Recipe
 def first_weights(
     weights: Mapping[str, np.ndarray], recipe: Recipe, pair: Pair, dataset: Dataset
 ) -> dict[str, np.ndarray]:
-    """Initial weights for these data: as the model says, and rows of the training split for a VampPrior of data.
+    """Initial weights for these data: as the model says, the training sentences' lengths, and rows of the training split for
+    a VampPrior of data.
 
     The same rows on both engines: sentences (K, length + 2) as ids; vectors (K, D) as a batch has them, so drawn where
     `data.binarise` draws them.
@@ -29,11 +31,20 @@ def first_weights(
     if of_model := getattr(recipe.model, "started", None):
         weights = of_model(weights, getattr(dataset, "features", None))
     networks = pair.realisable(recipe.model, recipe.guide, dataset.width) if pair.engine is None else {}
-    return dict(weights) | {
-        f"{name}.inputs": _rows(net.spec, dataset, derive(recipe.fit.seed, f"{name}.inputs"))
+    lengths = {
+        f"{name}.log_shares": net.spec.log_shares(dataset.corpus.train.lengths)
         for name, net in networks.items()
-        if isinstance(net.spec, VampPrior) and net.spec.inputs == "data"
+        if isinstance(net.spec, LengthLaw) and isinstance(dataset, TextData)
     }
+    return (
+        dict(weights)
+        | lengths
+        | {
+            f"{name}.inputs": _rows(net.spec, dataset, derive(recipe.fit.seed, f"{name}.inputs"))
+            for name, net in networks.items()
+            if isinstance(net.spec, VampPrior) and net.spec.inputs == "data"
+        }
+    )
 
 
 def _rows(spec: VampPrior, dataset: Dataset, seed: int) -> np.ndarray:

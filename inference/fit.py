@@ -77,11 +77,11 @@ def fit(
         dataset = dataset_of(
             chosen, pair, tokeniser=stored if exists and stored.exists() else None, progress=show.count
         )
-        return _Fitting(chosen, pair, dataset, folder, device, show, exists).run()
+        return Fitting(chosen, pair, dataset, folder, device, show, exists).run()
 
 
-class _Fitting:
-    """One call of `fit`."""
+class Fitting:
+    """One call of `fit`, on a dataset that may be another than the recipe names."""
 
     def __init__(
         self, recipe: Recipe, pair: Pair, dataset: Dataset, folder: Path, device: str, show: Display, resume: bool

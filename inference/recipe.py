@@ -25,7 +25,7 @@ from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
 from ..models.spec import Spec
 from .aggressive import Aggressive
-from .compatibility import misfit, off_the_path
+from .compatibility import ATTENDED, misfit, off_the_path
 from .consistency import Consistency
 from .datasets import data_spec
 from .divergences import KL, Divergence
@@ -142,10 +142,17 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
     why = misfit(prior, posterior, recipe.divergence) if prior and posterior else None
     if why is None and chosen.steps:
         why = off_the_path(recipe.divergence)
+        if why is None and recipe.fit.consistency is not None:
+            why = (
+                f"fit.consistency is of data without steps, and the pair {chosen.name!r} is made of steps: leave it out"
+            )
     elif why is None and recipe.divergence.filtering:
         why = f"fivo filters the steps of a sequence, and the pair {chosen.name!r} has none: use the divergence iwae"
     if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
         why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
+    if why is None and (recipe.fit.refine or recipe.fit.consistency) and getattr(prior, "support", "") in ATTENDED:
+        key = "refine" if recipe.fit.refine else "consistency"
+        why = f"fit.{key} is for one latent vector a datum, and the pair {chosen.name!r} has sets of them: leave it out"
     if why is None and recipe.fit.refine and getattr(prior, "kind", "") == "vamp":
         why = "fit.refine moves what the encoder gives, and the prior 'vamp' reads the encoder too: use another prior"
     if why is None and recipe.fit.consistency:

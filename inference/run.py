@@ -14,6 +14,7 @@ from ..engines import load as load_engine
 from ..engines.protocol import OptimiserSpec, Program, Settings, State
 from ..guides import PAIRS, Pair
 from ..models.errors import BadInput
+from ..models.nvae import NVAEModel
 from ..models.vae import VAEModel
 from .datasets import ArrayData, Arrays, Dataset, SequenceData, SequenceSpec, TextData
 from .files import read_arrays, read_metrics, write, write_arrays
@@ -229,7 +230,11 @@ def load(folder: str | Path, *, pair: Pair | None = None, device: str = "cpu", e
 def dataset_of(recipe: Recipe, pair: Pair, *, tokeniser: Path | None = None, progress: Any = None) -> Dataset:
     """The data of a recipe. tokeniser: a saved one, in place of training one."""
     if isinstance(recipe.data, Data):
-        return TextData(recipe.data, tokeniser=tokeniser, progress=progress)
+        text = TextData(recipe.data, tokeniser=tokeniser, progress=progress)
+        if isinstance(recipe.model, NVAEModel):
+            splits = (text.corpus.train, text.corpus.valid, text.corpus.test)
+            recipe.model.refuse(max(len(split.histogram) for split in splits) - 1)
+        return text
     if isinstance(recipe.data, SequenceSpec):
         sequences = SequenceData(recipe.data, pair.data)
         if likelihood := getattr(recipe.model, "likelihood", None):

@@ -24,12 +24,15 @@ from .tables import html_table, number, text_table
 ELBO_DRAWS = 10
 """Draws per sequence for the ELBO."""
 
+TRUSTED = 5.0
+"""Effective paths of every sequence from which on the delta method says how far its importance-weighted bound is off."""
+
 
 class Average(NamedTuple):
     """Of one bound, in nats per step.
 
     total_step: Σ bounds / Σ steps. per_sequence: the mean over sequences of bound / steps. standard_error: of
-    total_step, Monte Carlo, over what was repeated; None where nothing was.
+    total_step, Monte Carlo; None where nothing was repeated, or where a single path holds most of the weight.
     """
 
     total_step: float
@@ -49,10 +52,12 @@ class SequenceEvaluation:
 
     Attributes:
         sequences: N. steps: real steps in all.
-        elbo: with analytic KL where there is one. iw: importance-weighted by `particles` whole paths.
+        elbo: with analytic KL where there is one; its standard error is that without one, and so not too small.
+        iw: importance-weighted by `particles` whole paths.
         filtered: by a particle filter of `particles`, resampled as `filtering` says: log Ẑ, from below.
         particles: 0 where there is no latent: elbo, iw and filtered are then all the exact log p(x).
-        log_evidence: of the whole split by the filter, nats, and its Monte Carlo standard error over `repeats`.
+        log_evidence: log Ẑ of the whole split by the filter, nats, and its Monte Carlo standard error over `repeats`. That
+            is of E log Ẑ, which lies below log p(x) by Jensen's gap: more particles say how far.
         reconstruction, kl: the two parts of the ELBO, nats per step. resampled: share of steps after which a row was.
     """
 
@@ -147,15 +152,18 @@ def evaluate_sequences(
     draws = min(particles, ELBO_DRAWS)
     of_draws = (part for batch in each(batches) for part in in_parts(run, batch, draws))
     found = account(program, state, of_draws, seed=seed, particles=draws)
-    lengths, weighted, variances, filtered, resampled = [], [], [], [], []
+    lengths, weighted, variances, spread, effective, filtered, resampled = [], [], [], [], [], [], []
     parts = ((whole, part) for whole, batch in enumerate(each(batches), 1) for part in in_parts(run, batch, particles))
     for number_, (whole, batch) in enumerate(parts):
         keep = real(batch)
         lengths.append(batch["lengths"][keep])
         one = derive(seed, "particles", number_)
-        bound = importance_bound(program.log_weights(state, batch, seed=one, particles=particles, rows=rows)[:, keep])
+        log_weights = program.log_weights(state, batch, seed=one, particles=particles, rows=rows)[:, keep]
+        bound = importance_bound(log_weights)
         weighted.append(bound.log_evidence)
         variances.append(bound.variance)
+        effective.append(bound.effective)
+        spread.append(log_weights.var(0, ddof=1) / draws if particles > 1 else np.full(keep.sum(), np.nan))
         runs = [
             program.filter(
                 state,
@@ -174,14 +182,15 @@ def evaluate_sequences(
     by_filter = np.concatenate(filtered, 1)
     variance = by_filter.var(0, ddof=1) / repeats if repeats > 1 else None
     elbo = -(found.reconstruction + found.total_kl)
+    trusted = particles > 1 and np.concatenate(effective).min() >= TRUSTED
     total = Average.of(by_filter.mean(0), steps, variance)
     return SequenceEvaluation(
         sequences=len(steps),
         steps=int(steps.sum()),
         particles=particles,
         repeats=repeats,
-        elbo=Average.of(elbo, steps),
-        iw=Average.of(np.concatenate(weighted), steps, np.concatenate(variances) if particles > 1 else None),
+        elbo=Average.of(elbo, steps, np.concatenate(spread) if particles > 1 else None),
+        iw=Average.of(np.concatenate(weighted), steps, np.concatenate(variances) if trusted else None),
         filtered=total,
         log_evidence=float(by_filter.mean(0).sum()),
         log_evidence_standard_error=None if variance is None else float(np.sqrt(variance.sum())),

@@ -14,6 +14,7 @@ from ..models.errors import BadInput
 from .accounting import each, real
 from .decoding import Decoded, decode_scored
 from .generated import Interpolation, Reconstructions, Samples
+from .measures import line, prior_draws, prior_of, pruned, stacked
 from .strategies import Beam, Greedy, Sample
 
 ROOM = 10
@@ -28,17 +29,33 @@ def sample(
     *,
     strategy: Greedy | Sample | Beam | None = None,
     max_words: int = 60,
+    words: int | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Sentences from the model: z ~ p(z), then words by `strategy` (default: sampled as they are)."""
-    _refuse_arrays(run, "sample")
+    """Sentences from the model: z ~ p(z), then words by `strategy` (default: sampled as they are).
+
+    words: n of a pair whose prior hangs on it, end mark included, in place of a draw from p(n).
+    """
+    strategy = strategy or Sample()
+    found = drawn(run, count, strategy, max_words, seed, words)
+    return Samples(_texts(run, found), found.scores.tolist(), strategy.model_dump(), seed)
+
+
+def drawn(
+    run: Any, count: int, strategy: Greedy | Sample | Beam, max_words: int, seed: int, words: int | None = None
+) -> Decoded:
+    """What `sample` draws, as token ids."""
+    refuse_arrays(run, "sample")
     if count < 1:
         raise BadInput(f"{count} samples asked for: at least 1 would be right")
-    strategy, latents = strategy or Sample(), None
-    if _has_latent(run):
+    if words is not None and not prior_of(run):
+        raise BadInput(f"{_name(run)}, whose prior does not hang on the number of words: leave words out")
+    latents = None
+    if prior_of(run):
+        latents = prior_draws(run, count, seed, words)
+    elif _has_latent(run):
         latents = run.program.prior_draws(run.state, seed=derive(seed, "prior"), rows=count)
-    found = _decoded(run, latents, strategy, max_words, seed, count)
-    return Samples(_texts(run, found), found.scores.tolist(), strategy.model_dump(), seed)
+    return _decoded(run, latents, strategy, max_words, seed, count)
 
 
 def reconstruct(
@@ -50,28 +67,35 @@ def reconstruct(
     latent: str = "mean",
     strategy: Greedy | Sample | Beam | None = None,
     max_words: int | None = None,
+    keep: float = 1.0,
     seed: int = 0,
 ) -> Reconstructions:
     """Sentences through q(z | x) and back, by default greedily from the posterior mean.
 
     sentences: any text; without it the first `count` of a split (None: all of it).
     latent: "mean" of q(z | x), or one "draw" from it.
+    keep: of a random measure, only the heaviest components, as many as hold this share of its weight.
     max_words: by default ten more than the longest sentence has.
 
     Raises:
         BadInput: the run's data are arrays, or it has no latent; a sentence without a word.
     """
-    _refuse_without_latent(run, "reconstruct")
+    refuse_without_latent(run, "reconstruct")
     strategy = strategy or Greedy()
     if sentences is None:
-        chosen = _of_split(run, split)
+        chosen = of_split(run, split)
         places = range(len(chosen) if count is None else min(count, len(chosen)))
         ids, unknown, sentences = [chosen[i].tolist() for i in places], [], [chosen.text(i) for i in places]
     else:
         ids, unknown = encoded(run, sentences)
+    latents = latents_of(run, ids, latent, seed)
+    if keep != 1:
+        if not (prior := prior_of(run)) or not prior.weighted:
+            raise BadInput(f"{_name(run)}, whose latents have no weights: leave keep out")
+        latents = pruned(latents, keep)
     found = _decoded(
         run,
-        latents_of(run, ids, latent, seed),
+        latents,
         strategy,
         max_words or max(map(len, ids)) + ROOM,
         seed,
@@ -104,21 +128,19 @@ def interpolate(
     seed: int = 0,
 ) -> Interpolation:
     """Sentences along the straight line between the posterior means of `a` and `b`: `steps` of them, with
-    both ends. An end that is not given is taken from the test split.
+    both ends. Of random measures, along the mixtures of both. An end that is not given is taken from the test split.
 
     Raises:
         BadInput: as `reconstruct`, or fewer than 2 steps.
     """
-    _refuse_without_latent(run, "interpolate")
+    refuse_without_latent(run, "interpolate")
     if steps < 2:
         raise BadInput(f"an interpolation of {steps} steps has no two ends: at least 2 would be right")
     strategy = strategy or Greedy()
     ends = [end or run.corpus.test.text(min(place, len(run.corpus.test) - 1)) for place, end in enumerate((a, b))]
     ids, unknown = encoded(run, ends)
-    start, stop = latents_of(run, ids, "either", seed)
     weights = np.linspace(0.0, 1.0, steps)
-    line = (1.0 - weights[:, None]) * start + weights[:, None] * stop
-    found = _decoded(run, line, strategy, max_words or max(map(len, ids)) + ROOM, seed)
+    found = between(run, ids[:1], ids[1:], weights, strategy, max_words or max(map(len, ids)) + ROOM, seed)
     seen = [run.tokeniser.decode(one) for one in ids]
     return Interpolation(
         a=seen[0],
@@ -130,6 +152,27 @@ def interpolate(
         strategy=strategy.model_dump(),
         seed=seed,
     )
+
+
+def between(
+    run: Any,
+    starts: Sequence[Sequence[int]],
+    stops: Sequence[Sequence[int]],
+    weights: np.ndarray,
+    strategy: Greedy | Sample | Beam,
+    max_words: int,
+    seed: int,
+) -> Decoded:
+    """Sentences along the straight lines between the posterior means of `starts` and `stops`, both as token ids: pair
+    by pair, one for each of the weights of the stop. Of random measures, along the mixtures of both."""
+    refuse_without_latent(run, "interpolate")
+    ends = latents_of(run, [*starts, *stops], "either", seed)
+    pairs = zip(ends[: len(starts)], ends[len(starts) :], strict=True)
+    if prior := prior_of(run):
+        lines = [one for start, stop in pairs for one in line(start, stop, weights, prior.weighted)]
+        return _decoded(run, stacked(lines), strategy, max_words, seed)
+    lines = [np.outer(1.0 - weights, start) + np.outer(weights, stop) for start, stop in pairs]
+    return _decoded(run, np.concatenate(lines), strategy, max_words, seed)
 
 
 def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[str]]:
@@ -153,7 +196,7 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
     return ids, list(unknown)
 
 
-def _of_split(run: Any, split: str) -> Sentences:
+def of_split(run: Any, split: str) -> Sentences:
     if split not in ("train", "valid", "test"):
         raise BadInput(f"there is no split {split!r}: choose one of train, valid, test")
     return getattr(run.corpus, split)
@@ -178,7 +221,8 @@ _SPHERICAL = ("VonMisesFisher", "PowerSpherical")
 
 
 def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -> np.ndarray:
-    """(N, Z): the mean of q(z | x) for each sentence (on a sphere its direction), or one draw from it.
+    """(N, Z): the mean of q(z | x) for each sentence (on a sphere its direction), or one draw from it. Of what a decoder
+    attends to, measures (N, K, W).
 
     "either": the mean where the family has one in closed form.
     """
@@ -190,6 +234,8 @@ def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -
     if latent not in ("mean", "draw"):
         raise BadInput(f"latent {latent!r} is not known: 'mean' of q(z | x) or one 'draw' from it")
     batches = Batches(Sentences.of(ids, run.tokeniser), batch_size=min(32, len(ids)), shuffle=False)
+    if prior_of(run):
+        return _measures_of(run, batches, latent, seed)
     found = None
     for number, batch in enumerate(each(batches)):
         if latent == "mean":
@@ -205,6 +251,19 @@ def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -
     return found
 
 
+def _measures_of(run: Any, batches: Batches, latent: str, seed: int) -> np.ndarray:
+    found: dict[int, np.ndarray] = {}
+    for number, batch in enumerate(each(batches)):
+        if latent == "mean":
+            measures = run.program.mean_measure(run.state, batch)
+        else:
+            key = derive(seed, "reconstruct", number)
+            measures = run.program.draws(run.state, batch, seed=key, particles=1)["F"][0]
+        keep = real(batch)
+        found |= dict(zip(batch["index"][keep].tolist(), measures[keep], strict=True))
+    return stacked([found[row] for row in range(len(found))])
+
+
 def _only(sites: dict[str, Any]) -> Any:
     if len(sites) != 1:
         raise BadInput(f"decoding takes one latent per sentence, this pair has {', '.join(sites) or 'none'}")
@@ -218,6 +277,17 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[f
     metric = BLEU(tokenize="none", force=True)
     score = metric.corpus_score(list(hypotheses), [list(references)]).score
     return float(score), str(metric.get_signature())
+
+
+def sentence_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
+    """BLEU of each sentence (0 … 100), of n-grams up to 4 or as long as the sentence has words (effective order)."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(tokenize="none", force=True, effective_order=True)
+    return [
+        float(metric.sentence_score(hypothesis, [reference]).score)
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    ]
 
 
 def _decoded(run, latents, strategy, max_words, seed, count=None) -> Decoded:
@@ -244,10 +314,11 @@ _PURPOSE = {
     "sample": "draws sentences",
     "reconstruct": "sends sentences through the latent and back",
     "interpolate": "walks from one sentence to another",
+    "judge": "reads sentences",
 }
 
 
-def _refuse_arrays(run: Any, command: str) -> None:
+def refuse_arrays(run: Any, command: str) -> None:
     if run.pair.steps:
         raise BadInput(
             f"{_name(run)}, whose data are sequences of numbers: {command} {_PURPOSE[command]}, and for sequences there "
@@ -257,8 +328,8 @@ def _refuse_arrays(run: Any, command: str) -> None:
         raise BadInput(f"{_name(run)}, whose data are arrays: {command} needs a pair of sentences")
 
 
-def _refuse_without_latent(run: Any, command: str) -> None:
-    _refuse_arrays(run, command)
+def refuse_without_latent(run: Any, command: str) -> None:
+    refuse_arrays(run, command)
     if not _has_latent(run):
         raise BadInput(f"{_name(run)}, which has no latent: {command} needs one, sample does not")
 

@@ -1,4 +1,4 @@
-"""Decoders p(x | z): recurrent networks that read the words so far and the latent.
+"""Decoders p(x | z): networks that read the words so far and the latent; the recurrent ones, and `transformers`.
 
 Kim et al. 2018, He et al. 2019, Li et al. 2019: z enters at every input and through the initial state,
 
@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from .spec import Spec, Weight
+from .transformers import TransformerDecoder
 
 
 class RecurrentDecoder(Spec):
@@ -69,4 +70,4 @@ def recurrent_layout(kind: str, inputs: int, hidden: int, scale: float) -> dict[
     return weights if kind == "lstm" else weights | {"bias_hh": Weight((gates,), scale)}
 
 
-Decoder = Annotated[LSTMDecoder | GRUDecoder, Field(discriminator="kind")]
+Decoder = Annotated[LSTMDecoder | GRUDecoder | TransformerDecoder, Field(discriminator="kind")]

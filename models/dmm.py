@@ -17,7 +17,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import GatedTransition
-from .sequence import Step
+from .sequence import Step, at_the_mean
 from .spec import Network, Spec
 
 
@@ -38,8 +38,8 @@ class DMMModel(Spec):
 
     def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
         """Initial weights for data of this mean (D,), where the emitter's bias starts."""
-        last = f"emitter.bias_{len(self.emitter.hidden)}"
-        return {**weights, last: weights[last] + self.likelihood.bias(mean)}
+        emitted = f"emitter.bias_{len(self.emitter.hidden)}"
+        return at_the_mean(weights, mean, self.likelihood, emitted=emitted)
 
 
 class DMMStep(Step):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from .flows import CouplingFlow, Flow
 from .mlp import MLP
-from .spec import Box, Network, Spec, Support, Weight
+from .spec import Box, Network, Spec, Support, Weight, kind_unless_said
 
 
 class PriorSpec(Spec):
@@ -197,10 +197,6 @@ class Categorical(PriorSpec):
         return {"logits": Weight((self.dim,), 0.0)} if self.learned else {}
 
 
-def _standard_without_a_kind(value: Any) -> Any:
-    return {"kind": "standard_normal", **value} if isinstance(value, dict) else value
-
-
 Prior = Annotated[
     StandardNormal
     | LearnedNormal
@@ -212,5 +208,5 @@ Prior = Annotated[
     | IndependentBernoulli
     | Categorical,
     Field(discriminator="kind"),
-    BeforeValidator(_standard_without_a_kind),
+    kind_unless_said("standard_normal"),
 ]

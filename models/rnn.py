@@ -19,7 +19,7 @@ from .cells import Cell, LSTMCell
 from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
-from .sequence import State, Step, across
+from .sequence import State, Step, across, at_the_mean
 from .spec import Network, Spec
 
 SITES = {"x": ("x_dim",)}
@@ -45,12 +45,8 @@ class RNNModel(Spec):
 
     def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
         """Initial weights for data of this mean (D,): φ_x starts as if it read x − mean, the decoder's bias at the mean."""
-        last = f"decoder.bias_{len(self.decoder.hidden)}"
-        return {
-            **weights,
-            "inputs.bias_0": weights["inputs.bias_0"] - weights["inputs.weight_0"] @ mean,
-            last: weights[last] + self.likelihood.bias(mean),
-        }
+        emitted = f"decoder.bias_{len(self.decoder.hidden)}"
+        return at_the_mean(weights, mean, self.likelihood, emitted=emitted, read=("inputs.weight_0", "inputs.bias_0"))
 
 
 class RNNStep(Step):

@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from .batch import Batch
+from .likelihoods import Likelihood
 from .ppl import PPL
 
 Array = Any
@@ -57,8 +60,25 @@ class Step(Protocol):
         ...
 
     def next(self, h: State, v: Array, inputs: Array | None) -> State:
-        """h_{t+1}; inputs: step t of `inputs`."""
+        """h_{t+1}; inputs: step t of `inputs`, the same for all particles. So may be a part of the state."""
         ...
+
+
+def at_the_mean(
+    weights: Mapping[str, np.ndarray],
+    mean: np.ndarray,
+    likelihood: Likelihood,
+    *,
+    emitted: str,
+    read: tuple[str, str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Initial weights for data of this mean (D,): the bias `emitted` of the features starts at the mean, and what is
+    read by the weight and the bias `read` as if it were x − mean."""
+    found = {**weights, emitted: weights[emitted] + likelihood.bias(mean)}
+    if read is not None:
+        weight, bias = read
+        found[bias] = weights[bias] - weights[weight] @ mean
+    return found
 
 
 StepOf = Callable[[PPL, Mapping[str, Any]], Step]

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-Support = Literal["real", "sphere", "box", "binary", "one_hot"]
-"""Where the draws of a family lie: ℝ^D, the unit sphere in ℝ^D, a box, {0, 1}^D, or the D unit vectors."""
+Support = Literal["real", "sphere", "box", "binary", "one_hot", "measure", "vectors", "pooled"]
+"""Where the draws of a family lie: ℝ^D, the unit sphere in ℝ^D, a box, {0, 1}^D, or the D unit vectors; or, for what a
+decoder attends to, among random measures, sets of vectors for the words, or single vectors."""
 
 
 class Spec(BaseModel):
@@ -22,6 +23,11 @@ class Spec(BaseModel):
     def layout(self, **sizes: int) -> dict[str, Weight]:
         """The weights of the network this spec describes, by engine-neutral name, in PyTorch's layout."""
         return {}
+
+
+def kind_unless_said(kind: str) -> BeforeValidator:
+    """Of a union of specs told apart by `kind`: a table without one is of this kind."""
+    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
 class Box(Spec):

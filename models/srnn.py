@@ -19,7 +19,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import ConditionalNormal
-from .sequence import Step
+from .sequence import Step, at_the_mean
 from .spec import Network, Spec
 
 
@@ -42,12 +42,10 @@ class SRNNModel(Spec):
 
     def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
         """Initial weights for data of this mean (D,): d starts as if it read x − mean, the decoder's bias at the mean."""
-        last = f"decoder.bias_{len(self.decoder.hidden)}"
-        return {
-            **weights,
-            "recurrent.bias_ih": weights["recurrent.bias_ih"] - weights["recurrent.weight_ih"] @ mean,
-            last: weights[last] + self.likelihood.bias(mean),
-        }
+        emitted = f"decoder.bias_{len(self.decoder.hidden)}"
+        return at_the_mean(
+            weights, mean, self.likelihood, emitted=emitted, read=("recurrent.weight_ih", "recurrent.bias_ih")
+        )
 
 
 class SRNNStep(Step):

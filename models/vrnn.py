@@ -21,7 +21,7 @@ from .likelihoods import BernoulliLikelihood, Likelihood
 from .mlp import MLP
 from .ppl import PPL
 from .priors import ConditionalNormal, LearnedNormal, StandardNormal
-from .sequence import State, Step
+from .sequence import State, Step, at_the_mean
 from .spec import Network, Spec
 
 StepPrior = Annotated[
@@ -58,12 +58,8 @@ class VRNNModel(Spec):
 
     def started(self, weights: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
         """Initial weights for data of this mean (D,): φ_x starts as if it read x − mean, the decoder's bias at the mean."""
-        last = f"decoder.bias_{len(self.decoder.hidden)}"
-        return {
-            **weights,
-            "inputs.bias_0": weights["inputs.bias_0"] - weights["inputs.weight_0"] @ mean,
-            last: weights[last] + self.likelihood.bias(mean),
-        }
+        emitted = f"decoder.bias_{len(self.decoder.hidden)}"
+        return at_the_mean(weights, mean, self.likelihood, emitted=emitted, read=("inputs.weight_0", "inputs.bias_0"))
 
 
 class VRNNStep(Step):

@@ -107,3 +107,15 @@ def test_the_page_of_sequences(engine, tmp_path, monkeypatch, guidebook):
     steps = np.load("levels.npz")["x_lengths"].sum()
     assert 0 < found["steps"] < steps / 4
     assert found["elbo"]["total_step"] < found["filtered"]["total_step"] < -1.4
+
+
+PRETRAINED = (Path(__file__).parents[1] / "docs" / "pretrained.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_pretrained_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PRETRAINED, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert len(names["load_priors"]("priors.safetensors")) == 6
+    assert len(PRETRAINED.splitlines()) <= 60

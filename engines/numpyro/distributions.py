@@ -119,7 +119,7 @@ class TokenSequence(dist.Distribution):
         states: (…, T, H), after dropout.
         weight: (V, H), the vocabulary projection.
         lengths: predicted tokens of each row, eos included; broadcastable to the batch shape. The rest is pads.
-        decoder, z: what `sample` decodes from; z (…, Z) or None.
+        decoder, z: what `sample` decodes from; z (…, Z), or a measure (…, K, p + 1), or None.
         precision: of the vocabulary products.
 
     Ids are 0 pad, 1 bos, 2 eos. Tokens are not checked against the vocabulary; shapes are.
@@ -167,8 +167,11 @@ class TokenSequence(dist.Distribution):
             raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
         shape = (*sample_shape, *self.batch_shape)
         rows = math.prod(shape)
-        z = None if self.z is None else jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(rows, -1)
-        return self._decode(key, self.decoder.start(z, rows), rows).reshape(*shape, -1)
+        z = None
+        if self.z is not None:
+            event = self.z.shape[self.states.ndim - 2 :]
+            z = jnp.broadcast_to(self.z, (*shape, *event)).reshape(rows, *event)
+        return self._decode(key, self.decoder.start(z, rows, self.event_shape[0]), rows).reshape(*shape, -1)
 
     def _decode(self, key: Array | None, state: Any, rows: int) -> Array:
         steps = self.event_shape[0]

@@ -104,26 +104,30 @@ class Program(Losses):
         draw = jax.random.fold_in(jax.random.fold_in(noise, step), place)
         moving = {name: value for name, value in parameters.items() if self.side[name] in sides}
 
-        sided = False
+        differ = False
 
-        def gradient(side: int) -> tuple[Parameters, tuple[dict[str, Array], dict[str, Array]]]:
-            def loss(moving: Parameters) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
-                nonlocal sided
-                self.moments = {}
-                terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
-                sided = isinstance(found, Sides)
-                every = found if isinstance(found, Sides) else Sides(found, found, found)
-                mean = (every[side] * terms.weight).sum() / terms.weight.size
-                return mean, (terms.sums(every.value * terms.weight), self.moments)
+        def losses(moving: Parameters) -> tuple[tuple[Array, Array], tuple[dict[str, Array], dict[str, Array]]]:
+            nonlocal differ
+            self.moments = {}
+            terms, found = self.loss_of(parameters | moving, arrays, draw, weight)
+            every = found if isinstance(found, Sides) else Sides(found, found, found)
+            differ = every.model is not every.guide
+            model, guide = ((side * terms.weight).sum() / terms.weight.size for side in (every.model, every.guide))
+            return (model, guide), (terms.sums(every.value * terms.weight), self.moments)
 
-            if self.settings.truncate is None:
-                return jax.grad(loss, has_aux=True)(moving)
-            return self._through_windows(parameters, moving, arrays, draw, weight)
+        if self.settings.truncate is None:
+            (model, _), tangents, (info, moments) = jax.linearize(losses, moving, has_aux=True)
 
-        found, (info, moments) = gradient(1)
-        if sided:  # the forward pass is the same again: XLA keeps one
-            by_guide, _ = gradient(2)
-            found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
+            def gradient(side: int) -> Parameters:
+                """A backward pass of what this side's loss is made of: both share the one forward pass."""
+                return jax.linear_transpose(lambda moved: tangents(moved)[side], moving)(jnp.ones_like(model))[0]
+
+            found = gradient(0)
+            if differ:
+                by_guide = gradient(1)
+                found |= {name: by_guide[name] for name in found if self.side[name] == "guide"}
+        else:
+            found, (info, moments) = self._through_windows(parameters, moving, arrays, draw, weight)
         return found | {name: parameters[name] - moment for name, moment in moments.items()}, info
 
     def _through_windows(

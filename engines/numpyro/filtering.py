@@ -44,7 +44,7 @@ def filtered(
 
     def body(carry: Any, at: Any) -> tuple[Any, Any]:
         h, log_weight, evidence, score, (likelihood, prior, posterior) = carry
-        key, x_t, real, u, e, epsilon, uniform, seen, last = at
+        key, x_t, real, u, e, epsilon, uniform, seen, more = at
         of_latents, of_data, of_networks = jax.random.split(key, 3)
         with handlers.seed(rng_seed=of_networks):
             p, q = step.prior(h), proposal.law(h) if e is None else proposal.law(h, e)
@@ -64,7 +64,7 @@ def filtered(
             log_weight = log_weight + of_data + of_prior - of_proposal
             after = step.next(h, v, u if seen is None else _first(step.inputs(x_t[None], h)))
         h = _where(real[:, None], after, h)
-        chosen, index, share = _ancestors(log_weight, uniform, spec, ~last)
+        chosen, index, share = _ancestors(log_weight, uniform, spec, more)
         gain = jnp.where(chosen, jax.nn.logsumexp(log_weight, 0) - math.log(particles), 0.0)
         # the score of these ancestors is of what comes after: Σ_t s_t (R − R_t) = R Σ s_t − Σ s_t R_t
         log_share = jnp.where(chosen, jnp.take_along_axis(share, index, 0).sum(0), 0.0)
@@ -86,7 +86,7 @@ def filtered(
         noise.get("latents"),
         noise["ancestors"],
         observed,
-        jnp.arange(steps) == steps - 1,
+        jnp.concatenate((mask[1:], jnp.zeros((1, rows), bool))),  # a row that ends is not resampled any more
     )
     first = (step.start((particles, rows)), zeros, zeros[0], (zeros[0], zeros[0]), (zeros,) * 3)
     (_, log_weight, evidence, score, (likelihood, prior, posterior)), (latents, ancestors, data, resampled) = lax.scan(

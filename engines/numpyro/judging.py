@@ -26,15 +26,15 @@ from . import objective
 from .analytic import peel
 from .arrays import stop_gradient
 from .chains import chain
+from .decoding import Decoding
 from .dreams import asleep
 from .enumeration import weighed
 from .noise import CommonNoise
-from .particles import Particles, _key, to_numpy
-from .ppl import PPL
+from .particles import _key, to_numpy
 from .programs import Exchange, Function, Parameters
 
 
-class Judging(Particles):
+class Judging(Decoding):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone; compiled once a shape."""
 
     def __init__(self, pair: Pair, nets: Mapping[str, Network], settings: Settings) -> None:
@@ -48,7 +48,6 @@ class Judging(Particles):
         self._guide_draws = jax.jit(self._traced_draws, static_argnums=(4,))
         self._log_joint = jax.jit(self._traced_log_joint)
         self._encode = jax.jit(self._traced_posterior)
-        self._decode = jax.jit(lambda parameters, cache, ids: self.modules(parameters)["decoder"].step(cache, ids))
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
         arrays = self.arrays(batch)
@@ -92,7 +91,7 @@ class Judging(Particles):
         found = self._encode(state.parameters, self.arrays(batch))
         rows = len(batch["weight"])
         return {
-            site: Posterior(self._families[site], *(to_numpy(value).reshape(rows, -1) for value in moments))
+            site: Posterior(self._families[site], *(to_numpy(value).reshape(rows, -1) for value in moments[:2]))
             for site, (moments, other) in found.items()
             if all(np.array_equal(one, two, equal_nan=True) for one, two in zip(moments, other, strict=True))
         }
@@ -121,22 +120,6 @@ class Judging(Particles):
 
     def log_joint(self, state: Any, batch: Batch, latents: Mapping[str, np.ndarray]) -> np.ndarray:
         return to_numpy(self._log_joint(state.parameters, self.arrays(batch), self._latents(latents)))
-
-    def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
-        modules = self.modules(state.parameters)
-        prior = PPL(modules, register=False, training=False).module("prior", modules["prior"])
-        return to_numpy(prior().sample(_key(seed), (rows,)))
-
-    def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
-        z = None if latent is None else jnp.asarray(latent, self.dtype)
-        return self.modules(state.parameters)["decoder"].start(z, rows)
-
-    def decode_step(self, state: Any, cache: Any, tokens: np.ndarray) -> tuple[Any, np.ndarray]:
-        cache, logits = self._decode(state.parameters, cache, jnp.asarray(tokens))
-        return cache, np.asarray(logits, np.float32)
-
-    def decode_reorder(self, cache: Any, index: np.ndarray) -> Any:
-        return jax.tree.map(lambda part: part[index], cache)
 
     def terms_of(
         self,
@@ -197,8 +180,11 @@ class Judging(Particles):
             terms = objective.terms(
                 *both, plate=plate, data_size=size, weight=weight, needs=needs, key=jax.random.fold_in(key, 1)
             )
+            if training:  # the values are those of log q without another pass
+                again = handlers.seed(guide, jax.random.split(key)[1])  # the noise of objective.traces
+                terms = objective.parted(terms, again, both[0], arrays, plate=plate, data_size=size)
             if "joint_score" in needs:
-                fixed = handlers.seed(still, jax.random.split(key)[0])  # the noise of objective.traces
+                fixed = handlers.seed(still, jax.random.split(key)[0])
                 score = objective.joint_score(fixed, both[0], arrays, plate=plate, data_size=size)
                 terms = terms._replace(joint_score=score)
             return terms, self._reported(both[0]) if training else {}
@@ -293,14 +279,15 @@ class Judging(Particles):
         def sites(seed: int) -> dict[str, Any]:
             return objective.sites(handlers.trace(handlers.seed(guide, jax.random.key(seed))).get_trace(arrays))
 
-        def moments(site: Any) -> tuple[Array, Array]:
-            """Mean and standard deviation, NaN where the family has none in closed form."""
-            fn = site["fn"]
+        def moments(site: Any) -> tuple[Array, ...]:
+            """Mean and standard deviation, NaN where the family has none in closed form, and the mean of a measure."""
+            fn, base = site["fn"], peel(site["fn"])[0]
+            measure = (base.mean_measure,) if hasattr(base, "mean_measure") else ()
             try:
-                return fn.mean, jnp.sqrt(fn.variance)
+                return fn.mean, jnp.sqrt(fn.variance), *measure
             except NotImplementedError:
                 unknown = jnp.full(fn.shape(), jnp.nan)
-                return unknown, unknown
+                return unknown, unknown, *measure
 
         once = sites(0)
         again = sites(1) if len(once) > 1 else once

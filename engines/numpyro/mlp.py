@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .module import Realised
-from .precision import onto, product
+from .precision import onto
 
 Rest = Callable[[Array, Array], Array]
 """A network without its first inputs: of the others and of what `project` gave, at one step."""
@@ -20,14 +20,14 @@ class MLP(Realised):
 
     def __call__(self, x: Array) -> Array:
         weight, bias = self._layer(0)
-        return self._after(product(x, weight) + bias)
+        return self._after(onto(x, bias, weight))
 
     def project(self, x: Array) -> tuple[Array, Rest]:
         """The first layer's sum over its first inputs, for all steps of a loop at once; and `Rest` of the network."""
         weight, bias = self._layer(0)
         width = x.shape[-1]
         others = weight[:, width:]  # once, not at each step: the backward of a slice fills an array of zeros
-        projected = product(x, weight[:, :width]) + bias
+        projected = onto(x, bias, weight[:, :width])
         return projected, lambda x, projected: self._after(onto(x, projected, others))
 
     def _after(self, x: Array) -> Array:
@@ -35,7 +35,7 @@ class MLP(Realised):
         activate = activation(self.spec.activation)
         for layer in range(1, len(self.spec.hidden) + 1):
             weight, bias = self._layer(layer)
-            x = product(activate(x), weight) + bias
+            x = onto(activate(x), bias, weight)
         return activate(x) if self.spec.activate_outputs else x
 
     def _layer(self, number: int) -> tuple[Array, Array]:

@@ -24,12 +24,14 @@ from .dropout import dropped
 from .latent_weights import LATENT_WEIGHTS
 from .likelihoods import LIKELIHOODS
 from .linear_gaussian import LINEAR_GAUSSIAN
+from .measures import MEASURES
 from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
 from .precision import check_precision, product
 from .priors import PRIORS
 from .recurrence import gru, gru_cell, lstm, lstm_cell
+from .transformers import TRANSFORMERS
 
 State = tuple[Array, ...]
 DTYPES = ("float32", "float64")
@@ -133,8 +135,10 @@ class RecurrentDecoder(Recurrent):
         """(V, H)."""
         return self.weights["embedding" if self.spec.tie_embeddings else "output"]
 
-    def start(self, z: Array | None, rows: int) -> State:
-        """The state before the first token: h, (c,), z's part of the gates, each (rows, …). z: (rows or 1, Z)."""
+    def start(self, z: Array | None, rows: int, steps: int) -> State:
+        """The state before the first token: h, (c,), z's part of the gates, each (rows, …). z: (rows or 1, Z). steps: not
+        read.
+        """
         constant, initial = self._latent(z, (1, rows))
         return (*(state[0] for state in initial), constant[0])
 
@@ -203,6 +207,7 @@ def _reversed(mask: Array) -> tuple[Array, Array]:
 
 REALISED: dict[type, type[Realised]] = {
     decoders.RecurrentDecoder: RecurrentDecoder,
+    **TRANSFORMERS,
     encoders.RecurrentEncoder: RecurrentEncoder,
     encoders.LSTMBackward: RecurrentBackward,
     encoders.GRUBackward: RecurrentBackward,
@@ -213,4 +218,5 @@ REALISED: dict[type, type[Realised]] = {
     **PRIORS,
     **POSTERIORS,
     **LIKELIHOODS,
+    **MEASURES,
 }

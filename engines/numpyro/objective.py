@@ -24,7 +24,7 @@ from .arrays import stop_gradient
 from .dreams import asleep
 from .enumeration import at, support, weighed
 from .needed import _vector, needed
-from .unrolled import given
+from .unrolled import Unrolled, given
 
 
 def traces(
@@ -143,6 +143,28 @@ def joint_score(
     }
 
 
+def parted(
+    terms: Terms, guide: Callable[..., Any], guide_trace: Any, *args: Any, plate: str, data_size: int, **kwargs: Any
+) -> Terms:
+    """The terms with the `path` and the `score` of latents that hang on each other, by a pass of the guide of its own.
+
+    There the score is log q of the guide run along fixed latents, and the path's gradient is what the score leaves of
+    that of log q. A single latent has both without another pass. guide: seeded.
+    """
+    latents = sites(guide_trace)
+    if len(latents) == 1 and not any(isinstance(guide_trace[name]["fn"], Unrolled) for name in latents):
+        return terms
+    fixed = {name: stop_gradient(site["value"]) for name, site in latents.items()}
+    trace = handlers.trace(handlers.substitute(guide, data=fixed)).get_trace(*args, **kwargs)
+    score = {
+        name: _PerDatum(site, plate, len(terms.weight), data_size)(site["fn"].log_prob(site["value"]))
+        for name, site in sites(trace).items()
+    }
+    path = {site: terms.log_posterior[site] - value + stop_gradient(value) for site, value in score.items()}
+    both = {"path": path, "score": score}
+    return terms._replace(**{field: table for field, table in both.items() if getattr(terms, field)})
+
+
 def dream(trace: Any, plate: str) -> dict[str, Array]:
     """`Terms.dream` of the guide's trace from `asleep`.
 
@@ -196,9 +218,11 @@ class Loss(ELBO):
                     key=jax.random.fold_in(key, 1),
                 )
                 refuse_unsuited(sites(guide_trace), sites_of, self.objective, self.plate, constraints.real)
+                again = handlers.seed(programs[1], jax.random.split(key)[1])
+                size = round(float(scale) * rows)
+                made = parted(made, again, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
                 if "joint_score" in self.objective.needs:
                     still = handlers.seed(substituted(model, stop_gradient(param_map)), jax.random.split(key)[0])
-                    size = round(float(scale) * rows)
                     score = joint_score(still, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
                     made = made._replace(joint_score=score)
                 return made, jnp.asarray(scale)

@@ -71,7 +71,9 @@ class Path:
             with handlers.seed(rng_seed=key):
                 z, found = draw(h, one)
                 v = self.step.read(z)
-                return self.step.next(h, v, u), ((h, v), (z, found))
+                after = self.step.next(h, v, u)
+            # a state that holds data alone has no axis for the particles
+            return jax.tree.map(lambda leaf, own: jnp.broadcast_to(own, leaf.shape), h, after), ((h, v), (z, found))
 
         last, (along, drawn) = lax.scan(body, h, (jax.random.split(key, steps), each, inputs))
         if self.carry is not None:

@@ -196,7 +196,7 @@ class TokenSequence(TorchDistribution):
     Args:
         states: (…, T, H), after dropout. weight: (V, H), the vocabulary projection. lengths: predicted tokens
         of each row, eos included; broadcastable to the batch shape. The rest is padding. decoder, z: what
-        `sample` decodes from; z (…, Z) or None. precision: of the vocabulary products.
+        `sample` decodes from; z (…, Z), or a measure (…, K, p + 1), or None. precision: of the vocabulary products.
 
     Ids are 0 pad, 1 bos, 2 eos. Tokens are not checked against the vocabulary; shapes are.
     """
@@ -260,8 +260,11 @@ class TokenSequence(TorchDistribution):
             raise BadInput("this TokenSequence was built without its decoder: it scores sentences, it cannot draw them")
         shape = torch.Size(sample_shape) + self.batch_shape
         rows = shape.numel()
-        z = None if self.z is None else self.z.expand(*shape, self.z.shape[-1]).reshape(rows, -1)
-        return self._decode(self.decoder.start(z, rows), rows).view(*shape, -1)
+        z = None
+        if self.z is not None:
+            event = self.z.shape[self.states.dim() - 2 :]
+            z = self.z.expand(*shape, *event).reshape(rows, *event)
+        return self._decode(self.decoder.start(z, rows, self.event_shape[0]), rows).view(*shape, -1)
 
     def _decode(self, state: Any, rows: int) -> Tensor:
         ids = torch.full((rows, self.event_shape[0]), PAD, device=self.weight.device)

@@ -49,6 +49,7 @@ def filtered(
         strict=True,
     )
     evidence = x.new_zeros(rows)
+    more = torch.cat((mask[1:], torch.zeros_like(mask[:1])))  # a row that ends is not resampled any more
     for time, (x_t, real, u, e, epsilon, seen) in enumerate(each):
         p, q = step.prior(h), proposal.law(h) if e is None else proposal.law(h, e)
         p, q = (_over(fn, (particles, rows)) for fn in (p, q))
@@ -70,10 +71,10 @@ def filtered(
         h = _where(real.unsqueeze(-1), after, h)
         drawn.append(z)
         data.append(x_t)
-        chosen, index, share = _ancestors(log_weight, noise["ancestors"][time], spec)
+        chosen, index, share = _ancestors(log_weight, noise["ancestors"][time], spec, more[time])
         ancestors.append(index)
         resampled.append(chosen)
-        if time < steps - 1 and bool(chosen.any()):
+        if bool(chosen.any()):
             gain = torch.logsumexp(log_weight, 0) - math.log(particles)
             evidence = evidence + torch.where(chosen, gain, 0.0)
             if spec.gradient == "reinforce":
@@ -81,10 +82,8 @@ def filtered(
             h = _gathered(h, index)
             likelihood, prior, posterior = (total.gather(0, index) for total in (likelihood, prior, posterior))
             if spec.gradient == "none":
-                h = _detached(h)
+                h = _where(chosen.unsqueeze(-1), _detached(h), h)
             log_weight = torch.where(chosen, 0.0, log_weight)
-    ancestors[-1] = torch.arange(particles, device=x.device).unsqueeze(-1).expand(particles, rows)
-    resampled[-1] = torch.zeros_like(resampled[-1])
     evidence = evidence + torch.logsumexp(log_weight, 0) - math.log(particles)
     score = x.new_zeros(rows)
     for log_share, before in pending:
@@ -104,7 +103,7 @@ def filtered(
     )
 
 
-def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering) -> tuple[Tensor, Tensor, Tensor]:
+def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which rows are resampled (B,), ancestors (S, B), and log of the particles' shares (S, B)."""
     particles, rows = log_weight.shape
     share = log_weight.log_softmax(0)
@@ -112,7 +111,7 @@ def _ancestors(log_weight: Tensor, uniform: Tensor, spec: Filtering) -> tuple[Te
     if spec.resampling == "none" or particles == 1:
         return torch.zeros(rows, dtype=torch.bool, device=share.device), own.expand(particles, rows), share
     log_size = -torch.logsumexp(2 * share.detach(), 0)
-    chosen = log_size <= math.log(particles * spec.threshold) + 1e-9
+    chosen = (log_size <= math.log(particles * spec.threshold) + 1e-9) & wanted
     place = (own + uniform[:1]) / particles if spec.resampling == "systematic" else uniform
     below = share.detach().exp().cumsum(0)
     index = torch.searchsorted((below / below[-1]).t().contiguous(), place.t().contiguous(), right=True).t()

@@ -23,15 +23,16 @@ from ..terms import TABLES, Terms
 from . import objective
 from .analytic import peel
 from .chains import chain
+from .decoding import Decoding
 from .dreams import asleep
 from .enumeration import at, weighed
 from .noise import CommonNoise
-from .particles import Particles, to_numpy
+from .particles import to_numpy
 from .ppl import _base_name
 from .programs import Function
 
 
-class Judging(Particles):
+class Judging(Decoding):
     """The half of `engines.protocol.Program` that reads a state and leaves it alone."""
 
     def terms(self, state: Any, batch: Batch, *, seed: int, particles: int = 1, drawn: bool = False) -> Terms:
@@ -138,24 +139,6 @@ class Judging(Particles):
                 found.append(self._log_prob(poutine.trace(poutine.condition(model, data=one)).get_trace(arrays)))
         return to_numpy(torch.stack(found))
 
-    def prior_draws(self, state: Any, *, seed: int, rows: int) -> np.ndarray:
-        with self._evaluation(seed):
-            return to_numpy(self.ppl.module("prior", self.networks["prior"])().sample((rows,)))
-
-    def decode_start(self, state: Any, latent: np.ndarray | None, rows: int) -> Any:
-        z = None if latent is None else torch.as_tensor(latent).to(self.settings.device, self.dtype)
-        with torch.no_grad():
-            return self._decoder.start(z, rows)
-
-    def decode_step(self, state: Any, cache: Any, tokens: np.ndarray) -> tuple[Any, np.ndarray]:
-        with torch.no_grad():
-            cache, logits = self._decoder.step(cache, torch.as_tensor(tokens).to(self.settings.device))
-        return cache, logits.float().cpu().numpy()
-
-    def decode_reorder(self, cache: Any, index: np.ndarray) -> Any:
-        rows = torch.as_tensor(index).to(self.settings.device)
-        return tuple(part[rows] for part in cache)
-
     def terms_of(
         self,
         arrays: dict[str, Tensor],
@@ -197,10 +180,10 @@ class Judging(Particles):
             return objective._stacked([self._drawn_terms(programs, arrays, 1, one) for one in seeds])
         model, guide = self._in_particles(programs, particles) if particles > 1 else programs
         guide_trace, model_trace = objective.traces(model, guide if seed is None else CommonNoise(seed)(guide), arrays)
-        found = self._terms(guide_trace, model_trace, arrays)
+        settings = {"plate": self.pair.plate, "data_size": self.settings.data_size}
+        found = objective.parted(self._terms(guide_trace, model_trace, arrays), guide, guide_trace, arrays, **settings)
         if "joint_score" not in self.settings.objective.needs:
             return found
-        settings = {"plate": self.pair.plate, "data_size": self.settings.data_size}
         return found._replace(joint_score=objective.joint_score(model, guide_trace, arrays, **settings))
 
     def _terms(self, guide_trace: Any, model_trace: Any, arrays: dict[str, Tensor]) -> Terms:
@@ -217,10 +200,6 @@ class Judging(Particles):
     def _in_particles(self, programs: tuple[Function, Function], particles: int) -> tuple[Function, Function]:
         model, guide = (objective.plated(program, particles, self.outermost) for program in programs)
         return model, guide
-
-    @property
-    def _decoder(self) -> Any:
-        return self.networks["decoder"].eval()
 
     def _plated_trace(self, program: Function, arrays: Any, particles: int, seed: int | None = None) -> Any:
         program = objective.plated(program, particles, self.outermost)
@@ -274,5 +253,7 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
 
 def _same_moments(one: Any, other: Any) -> bool:
     """Else the distribution hangs on another latent's draw."""
-    pairs = zip(_moments(one), _moments(other), strict=True)
+    pairs = [*zip(_moments(one), _moments(other), strict=True)]
+    if hasattr(one, "mean_measure"):
+        pairs.append((one.mean_measure, other.mean_measure))
     return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -24,12 +24,14 @@ from .dropout import dropped
 from .latent_weights import LATENT_WEIGHTS
 from .likelihoods import LIKELIHOODS
 from .linear_gaussian import LINEAR_GAUSSIAN
+from .measures import MEASURES
 from .mlp import MLP
 from .module import Realised
 from .posteriors import POSTERIORS
 from .precision import _twice, check_precision, product, products_in
 from .priors import PRIORS
 from .recurrence import _LIBRARY_DEVICES, _by_library, _joined, gru, gru_cell, lstm, lstm_cell
+from .transformers import TRANSFORMERS
 
 State = tuple[Tensor, ...]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -149,8 +151,8 @@ class RecurrentDecoder(Recurrent):
         return self.embedding if self.spec.tie_embeddings else self.output
 
     @torch.no_grad()
-    def start(self, z: Tensor | None, rows: int) -> State:
-        """The state before the first token, from z (rows or 1, Z): h, (c,) and z's part of the gates."""
+    def start(self, z: Tensor | None, rows: int, steps: int) -> State:
+        """The state before the first token, from z (rows or 1, Z): h, (c,) and z's part of the gates. steps: not read."""
         shape = (1, rows)
         z = self._latent(z, shape)
         return tuple(part[0] for part in (*self._initial(z, shape), self._constant(z, shape)))
@@ -225,6 +227,7 @@ def _reversed(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 REALISED: dict[type, type[Realised]] = {
     decoders.RecurrentDecoder: RecurrentDecoder,
+    **TRANSFORMERS,
     encoders.RecurrentEncoder: RecurrentEncoder,
     encoders.LSTMBackward: RecurrentBackward,
     encoders.GRUBackward: RecurrentBackward,
@@ -235,4 +238,5 @@ REALISED: dict[type, type[Realised]] = {
     **PRIORS,
     **POSTERIORS,
     **LIKELIHOODS,
+    **MEASURES,
 }

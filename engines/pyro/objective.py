@@ -23,7 +23,7 @@ from .enumeration import at, support, weighed
 from .needed import _vector, needed
 from .ppl import _base_name
 from .precision import _reaching
-from .unrolled import given
+from .unrolled import Unrolled, given
 
 
 def traces(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -128,6 +128,30 @@ def joint_score(
     return found
 
 
+def parted(
+    terms: Terms, guide: Callable[..., Any], guide_trace: Any, *args: Any, plate: str, data_size: int, **kwargs: Any
+) -> Terms:
+    """The terms with the `path` and the `score` of latents that hang on each other, by a pass of the guide of its own.
+
+    There the score is log q of the guide run along fixed latents, and the path's gradient is what the score leaves of
+    that of log q. A single latent has both without another pass, and their values are the same
+    without any: where no gradient is wanted there is none.
+    """
+    latents = sites(guide_trace)
+    if not torch.is_grad_enabled() or (
+        len(latents) == 1 and not any(isinstance(guide_trace.nodes[name]["fn"], Unrolled) for name in latents)
+    ):
+        return terms
+    fixed = {name: site["value"].detach() for name, site in latents.items()}
+    score: dict[str, Tensor] = {}
+    for name, site in sites(poutine.trace(poutine.condition(guide, data=fixed)).get_trace(*args, **kwargs)).items():
+        datum = _PerDatum(site, plate, len(terms.weight), data_size)
+        _add(score, _base_name(name, site), datum(site["fn"].log_prob(site["value"])))
+    path = {site: terms.log_posterior[site] - value + value.detach() for site, value in score.items()}
+    both = {"path": path, "score": score}
+    return terms._replace(**{field: table for field, table in both.items() if getattr(terms, field)})
+
+
 def dream(trace: Any, plate: str) -> dict[str, Tensor]:
     """`Terms.dream` of the guide's trace from `asleep`.
 
@@ -166,6 +190,7 @@ class Loss(ELBO):
             size = frames_of(sites(model_trace), self.plate)[0].full_size or rows
             made = terms(guide_trace, model_trace, plate=self.plate, data_size=size, needs=self.objective.needs)
             refuse_unsuited(sites(guide_trace), sites(model_trace), self.objective, self.plate, constraints.real)
+            made = parted(made, guide, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
             if "joint_score" in self.objective.needs:
                 score = joint_score(model, guide_trace, *args, plate=self.plate, data_size=size, **kwargs)
                 made = made._replace(joint_score=score)

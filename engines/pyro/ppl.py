@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -75,7 +76,11 @@ class PPL:
         return partial(call, **others) if others else call
 
     def _registered(self, name: str, module: Any) -> Any:
-        return pyro.module(name, module) if self.register else module
+        if not self.register:
+            return module
+        with warnings.catch_warnings():  # weights that are never trained, like p(n), are meant to stay out of the store
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store")
+            return pyro.module(name, module)
 
     def scan(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
         """A Python loop; the sites of step t are named `site[t]` and put together again on export."""

@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from ..quadrature import REACH, tail_rule
 
-PROPOSALS = 4
-"""Drawn at once for each angle: at most a rejection in three, so that one angle in eighty needs a second block."""
+PROPOSALS = 5
+"""Drawn at once for each angle: at most a rejection in three, so that one angle in 240 needs a second block."""
 
 _NEGLIGIBLE = -80.0  # exponents below turn float32 denormal, and slow
 
@@ -135,9 +135,9 @@ def _first_accepted(m: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = below + scaled
     y = (1 + b) / total
     accepted = (y.log() + 1 - y) * (m - 1) >= level.log_()
-    first = accepted.to(torch.uint8).argmax(0, keepdim=True)
-    sine, cosine = ((part / total).gather(0, first).squeeze(0) for part in (scaled, below))
-    return sine, cosine, accepted.any(0)
+    found, first = accepted.max(0, keepdim=True)
+    scaled, below, total = (part.gather(0, first).squeeze(0) for part in (scaled, below, total))
+    return scaled / total, below / total, found.squeeze(0)
 
 
 def _implicit_von_mises_fisher(

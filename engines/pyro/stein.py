@@ -27,6 +27,7 @@ def transport(
     steps: int,
     learning_rate: float,
     bandwidth: float,
+    draws: int | None,
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Latent site → particles of p(z | x) for batches of one row each, (particles, rows, …); each row by itself.
@@ -34,8 +35,10 @@ def transport(
     bandwidth: factor of the kernel's, which is the median squared distance / log(particles + 1) in each dimension.
 
     Raises:
-        BadInput: a discrete latent, or a native model that does not broadcast over a plate of particles.
+        BadInput: draws, for Pyro ships no Stein mixtures; a discrete latent; a native model that does not broadcast over a plate of particles.
     """
+    if draws is not None:
+        raise BadInput('Pyro ships no Stein mixtures: run.on("numpyro") would be right, or components = "point"')
     model, _ = program.programs()
     model = poutine.block(model, hide_types=["param"])
     program._training(False)

@@ -68,7 +68,7 @@ class Path:
             drawn.append(draw(h, time))
             read.append(self.step.read(drawn[-1][0]))
             if time < steps - 1 or self.carry is not None:
-                h = self.step.next(h, read[-1], u)
+                h = _over_rows(self.step.next(h, read[-1], u), (*particles, rows))
         if self.carry is not None:
             self.carry.last = h
         return (_stacked(states), torch.stack(read, -3)), drawn
@@ -136,6 +136,13 @@ def given(site: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(site["fn"], Unrolled):
         return {**site, "fn": site["fn"].given(site["value"])}
     return site
+
+
+def _over_rows(state: State, rows: tuple[int, ...]) -> State:
+    """Each part (…, H) for all particles: a state that holds data alone has no axis for them."""
+    if isinstance(state, tuple):
+        return tuple(_over_rows(part, rows) for part in state)
+    return state if state.shape[:-1] == rows else state.expand(*rows, -1)
 
 
 def _stacked(states: list[State]) -> State:

@@ -1,9 +1,10 @@
 """Divergences and bounds by `kind`: small pure functions of `Terms`, per datum, the same on both engines."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from ...models.spec import kind_unless_said
 from .aggregate import InfoVAE, Stein
 from .base import Objectives
 from .f_divergence import FDivergence
@@ -12,11 +13,6 @@ from .importance import CUBO, IWAE, TVO, Renyi
 from .kl import KL, Fisher, FreeBits, GeometricJensenShannon, MinimumRate, TargetRate
 from .svgd import SVGD
 from .wake_sleep import ReweightedWakeSleep
-
-
-def _kl_without_a_kind(value: Any) -> Any:
-    return {"kind": "kl", **value} if isinstance(value, dict) else value
-
 
 Divergence = Annotated[
     KL
@@ -35,7 +31,7 @@ Divergence = Annotated[
     | GeometricJensenShannon
     | Fisher,
     Field(discriminator="kind"),
-    BeforeValidator(_kl_without_a_kind),
+    kind_unless_said("kl"),
 ]
 
 __all__ = [

@@ -18,6 +18,7 @@ from guidebook import engines
 from guidebook.engines.protocol import Control, OptimiserSpec, Settings
 from guidebook.inference import KL
 from guidebook.models import Network
+from guidebook.models.measures import NEVER
 
 torch.set_num_threads(1)
 ENGINES = ("pyro", "numpyro")
@@ -98,8 +99,38 @@ class _Standardised(Messenger):
 
     def _pyro_sample(self, msg):
         if msg["name"] in self.noise and not msg["is_observed"]:
-            noise = torch.as_tensor(self.noise[msg["name"]])
-            msg["value"] = msg["fn"].mean + msg["fn"].stddev * noise
+            noise, fn = torch.as_tensor(self.noise[msg["name"]]), msg["fn"]
+            packed = _packed("pyro", fn, noise)
+            msg["value"] = fn.mean + fn.stddev * noise if packed is None else packed
+
+
+def _packed(engine, fn, noise):
+    """What a decoder attends to, made from noise (…, places, components, p + 1); None of another law.
+
+    Each engine draws random measures by a generator of its own. In place of the draw this is a smooth function of the law's
+    parameters: π = softmax(log α + noise), z = μ + σ · noise.
+    """
+    fn = engine_module(engine, "analytic").peel(fn)[0]
+    if not hasattr(fn, "mask_of_components") and not hasattr(fn, "mask_of_places"):
+        return None
+    places = getattr(fn, "places", 1)
+    flat = (*noise.shape[:-3], fn.event_shape[0], noise.shape[-1])
+    noise = noise[..., :places, : fn.event_shape[0] // places, :].reshape(flat)
+    tiled = {"pyro": lambda x, dim: torch.cat([x] * places, dim)}.get(
+        engine, lambda x, dim: jax.numpy.concatenate([x] * places, dim)
+    )
+    where = {"pyro": torch.where, "numpyro": jax.numpy.where}[engine]
+    weighted = hasattr(fn, "mask_of_components")
+    mask = tiled(fn.mask_of_components, -1) if weighted else fn.mask_of_places
+    z = tiled(fn.loc, -2) + (0.0 if fn.scale is None else tiled(fn.scale, -2) * noise[..., 1:])
+    z = where(mask[..., None], z, 0.0)
+    if weighted:
+        logits = where(mask, tiled(fn.log_alpha, -1) + noise[..., 0], NEVER)
+        total = logits.logsumexp(-1) if engine == "pyro" else jax.nn.logsumexp(logits, -1)
+        first = where(mask, logits - total[..., None], NEVER)
+    else:
+        first = where(mask, 0.0 * z[..., 0], NEVER)
+    return {"pyro": torch, "numpyro": jax.numpy}[engine].concatenate((first[..., None], z), -1)
 
 
 def replaying(engine, pair, noise):
@@ -113,9 +144,11 @@ def replaying(engine, pair, noise):
             pair.guide(*args)
 
     def standardised(site):
-        if site["type"] == "sample" and site["name"] in noise:
-            return site["fn"].mean + site["fn"].variance ** 0.5 * noise[site["name"]]
-        return None
+        if site["type"] != "sample" or site["name"] not in noise:
+            return None
+        fn, given = site["fn"], noise[site["name"]]
+        packed = _packed("numpyro", fn, given)
+        return fn.mean + fn.variance**0.5 * given if packed is None else packed
 
     def in_numpyro(*args):
         handlers.substitute(lambda: pair.guide(*args), substitute_fn=standardised)()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
 from guidebook.engines.protocol import Objective, OptimiserSpec
+from guidebook.engines.terms import Sides
 from guidebook.guides import PAIRS, Posterior
 from guidebook.inference.compatibility import kinds, matrix
 from guidebook.inference.divergences import Divergence
@@ -13,7 +17,7 @@ from guidebook.inference.recipe import parse
 from guidebook.models import Prior
 from guidebook.models.errors import BadInput
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_eager")]
+pytestmark = pytest.mark.slow
 VAE = PAIRS["vae"]
 Z, D, B = 3, 4, 6
 ROWS = list(matrix())
@@ -87,16 +91,47 @@ def test_what_fits_is_trained_on_pyro(both, prior, posterior, batch):
             assert after > before, row
 
 
+class Together:
+    """An objective of many: the weight says whose step it is, and JAX compiles one step for all of them."""
+
+    def __init__(self, rows):
+        self.losses = [partial(self.sides, row, parse(recipe(row)).divergence) for row in rows]
+        every = [parse(recipe(row)).divergence.objective() for row in rows]
+        self.needs = frozenset().union(*(one.needs for one in every))
+        self.pathwise = any(one.pathwise for one in every)
+
+    @staticmethod
+    def sides(row, divergence, terms, weight):
+        found = divergence.loss(terms, weighed(row, weight))
+        return found if isinstance(found, Sides) else Sides(found, found, found)
+
+    def loss(self, terms, weight):
+        return jax.lax.switch(weight["which"].astype(int), self.losses, terms, weight["weight"])
+
+    def objective(self):
+        return Objective(self.loss, 8, self.needs, self.pathwise)
+
+
 @pytest.mark.parametrize(("prior", "posterior"), FAMILIES, ids=map(" ".join, FAMILIES))
+@pytest.mark.usefixtures("_float64")
 def test_what_fits_is_trained_on_numpyro(both, prior, posterior, batch):
-    """The first divergence for a few steps, the others for one: a step takes JAX thirty times as long here."""
-    first, *others = (row for row in rows_of(prior, posterior) if row["fits"])
-    before, after = trained(both, "numpyro", first, batch, steps=4, rate=0.01)
-    assert after > before, first
-    for row in others:
-        program = realised(both, "numpyro", row)
-        _, info = program.step(program.init(batch), [batch], both.control(0, weighed(row, 1.0), 0.01))
-        assert all(np.isfinite(float(value)) for value in info.values()), (row, info)
+    """With eight particles for all."""
+    fitting = [row for row in rows_of(prior, posterior) if row["fits"]]
+    for enumerated in (False, True):
+        rows = [row for row in fitting if (row["estimator"] == "enumeration") == enumerated]
+        if not rows:
+            continue
+        program = realised(both, "numpyro", rows[0], Together(rows))
+        state = program.init(batch)
+        before = program.terms(state, batch, seed=1, particles=16).elbo().mean()
+        first = program.weights(state), program.slots(state)
+        for which, row in enumerate(rows):
+            state = program.load_slots(program.load_weights(state, first[0]), first[1])
+            for step in range(30):
+                weight = {"weight": 1.0, "which": float(which)}
+                state, info = program.step(state, [batch], both.control(step, weight, 0.004))
+                assert all(np.isfinite(float(value)) for value in info.values()), (row, info)
+            assert program.terms(state, batch, seed=1, particles=16).elbo().mean() > before, row
 
 
 class Everything:
@@ -108,6 +143,7 @@ class Everything:
 
 
 @pytest.mark.parametrize(("prior", "posterior"), FAMILIES, ids=map(" ".join, FAMILIES))
+@pytest.mark.usefixtures("_eager")
 def test_both_engines_value_every_divergence_alike(both, prior, posterior, batch):
     """At the same latents, weights and draws of the prior."""
     fitting = [row for row in rows_of(prior, posterior) if row["fits"]]

@@ -29,12 +29,34 @@ from guidebook.models import BadInput
 pytestmark = pytest.mark.usefixtures("_eager")
 SENTENCE_VAE = PAIRS["sentence_vae"]
 V, Z, S = 11, 3, 3
+RECURRENT = [name for name, pair in PAIRS.items() if pair.text and name != "nvae"]
 CLOSE = {"rtol": 1e-6, "atol": 1e-12}
 BOTH_SIDES = ("model", "guide")
 
 
+ATTENDED = {
+    "mixture": ({"kind": "dirichlet_process", "places": 2}, {"kind": "dirichlet_process", "gradient": "implicit"}),
+    "stratified": ({"kind": "dirichlet_process"}, {"kind": "dirichlet_process", "objective": "stratified"}),
+    "paper": ({"kind": "dirichlet_process"}, {"kind": "dirichlet_process", "objective": "paper"}),
+    "vectors": ({"kind": "normal_vectors", "share": 0.6}, {"kind": "normal_vectors"}),
+    "pooled": ({"kind": "pooled_normal"}, {"kind": "pooled_normal", "pooling": "max"}),
+}
+"""What a decoder attends to: prior and posterior."""
+
+
 def small(spec, kind, tied):
     """The pair's own tables, small: every part, a few dimensions. Large weights, so that all of them matter."""
+    if kind in ATTENDED:
+        prior, posterior = ATTENDED[kind]
+        stack = {"hidden": 4, "layers": 1, "heads": 2, "feedforward": 5, "dropout": 0.0}
+        parts = {
+            "prior": prior | {"dim": Z},
+            "decoder": stack | {"tie_embeddings": tied},
+            "longest": 8,
+            "posterior": posterior,
+            "encoder": stack,
+        }
+        return spec.model_validate({name: part for name, part in parts.items() if name in spec.model_fields})
     recurrent = {"kind": kind, "embedding": 5, "hidden": 5, "initial_scale": 0.6, "embedding_scale": 1.0}
     parts = {
         "prior": {"dim": Z},
@@ -51,7 +73,8 @@ def networks_of(pair, kind, tied):
 
 @pytest.fixture(
     params=[
-        (pair, kind, tied) for pair in PAIRS if PAIRS[pair].text for kind in ("lstm", "gru") for tied in (False, True)
+        *((pair, kind, tied) for pair in RECURRENT for kind in ("lstm", "gru") for tied in (False, True)),
+        *(("nvae", kind, kind != "mixture") for kind in ATTENDED),
     ],
     ids=lambda chosen: "-".join((*chosen[:2], "tied" if chosen[2] else "untied")),
 )
@@ -69,8 +92,9 @@ def batch(both):
 def pair_of_programs(both, pair, networks, batch, particles=1, same=True, **settings):
     """The pair on both engines with the same weights and the same noise in the guide's draws."""
     rng = np.random.default_rng(5)
-    shape = (len(batch["weight"]), Z) if particles == 1 else (particles, len(batch["weight"]), Z)
-    noise = {site: rng.standard_normal(shape) for site in pair.sites if site == "z"}
+    shape = (len(batch["weight"]),) if particles == 1 else (particles, len(batch["weight"]))
+    event = {"z": (Z,), "F": (2, 8, Z + 1)}
+    noise = {site: rng.standard_normal(shape + event[site]) for site in pair.sites if site in event}
     settings = {"data_size": 40, "divergence": KL(particles=particles)} | settings
     found = []
     for engine in both.engines:
@@ -137,7 +161,12 @@ def check_gradients(both, pair, networks, batch, divergence):
     assert_same(*norms)
     for name, value in ours.items():
         assert np.linalg.norm(theirs[name] - value) <= 1e-6 * norms[0][name], name
-    assert min(norms[0].values()) > 0
+    still = [
+        f"{n}.{w}" for n, net in networks.items() for w, start in net.spec.layout(**net.sizes).items() if start.fixed
+    ]
+    if "prior" in networks and networks["prior"].spec.support == "pooled":  # attention to one vector has no choice
+        still += [f"decoder.memory_{part}_0" for part in ("query", "key", "norm", "norm_bias")]
+    assert all((norm > 0) == (name not in still) for name, norm in norms[0].items())
     assert info["gradient_norm"] == pytest.approx(np.sqrt(sum(norm**2 for norm in norms[0].values())))
 
 

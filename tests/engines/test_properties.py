@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from guidebook.guides import PAIRS
 
 V, Z, WIDTH, ROWS = 9, 2, 5, 4
+EVENTS = {"z": (Z,), "F": (2, WIDTH + 4, Z + 1)}
+"""Of the noise of latents, by site; of a random measure as many places and components as any batch here has."""
 TEXT = [name for name, pair in PAIRS.items() if pair.text]
 LATENT = [name for name in TEXT if PAIRS[name].guide is not None]
 # One shape for all examples: the fixture is a stateless program, which hypothesis may use again.
@@ -25,27 +28,45 @@ WORDS = st.lists(st.lists(st.integers(3, V - 1), max_size=WIDTH - 1).map(tuple),
 pytestmark = pytest.mark.usefixtures("_eager")
 
 
-def small(spec, **decoder):
+def small(pair, spec, attended, **decoder):
     recurrent = {"kind": "gru", "embedding": 4, "hidden": 5, "initial_scale": 0.8, "embedding_scale": 1.0}
+    stack = {"hidden": 4, "layers": 1, "heads": 2, "feedforward": 5, "dropout": 0.0}
     parts = {
-        "prior": {"dim": Z},
-        "decoder": recurrent | {"dropout": 0.0} | decoder,
-        "encoder": recurrent,
-        "posterior": {"initial_scale": 1.0},
-    }
+        "sentence_vae": {
+            "prior": {"dim": Z},
+            "decoder": recurrent | {"dropout": 0.0} | decoder,
+            "encoder": recurrent,
+            "posterior": {"initial_scale": 1.0},
+        },
+        "language_model": {"decoder": recurrent | {"dropout": 0.0} | decoder},
+        "nvae": {
+            "prior": {"kind": attended, "dim": Z},
+            "decoder": stack | decoder,
+            "longest": 10,
+            "encoder": stack,
+            "posterior": {"kind": attended},
+        },
+    }[pair.name]
     return spec.model_validate({name: part for name, part in parts.items() if name in spec.model_fields})
 
 
-def begun(both, engine, pair, batch, noise=None, **decoder):
-    networks = pair.realisable(small(pair.model_spec, **decoder), small(pair.guide_spec), V)
+def begun(both, engine, pair, batch, noise=None, attended="dirichlet_process", **decoder):
+    """attended: what the decoder of an nvae attends to."""
+    tables = small(pair, pair.model_spec, attended, **decoder), small(pair, pair.guide_spec, attended)
+    networks = pair.realisable(*tables, V)
     pair = pair if noise is None else both.replaying(engine, pair, noise)
     program = both.program(engine, pair, networks, data_size=ROWS)
     return program, program.init(batch)
 
 
+light = partial(begun, attended="normal_vectors")
+"""For many examples: operation by operation a random measure takes JAX a minute. `test_nvae.py` has one example of those."""
+
+
 def noise_of(pair, rows, seed=0):
     sites = pair.sites if pair.guide is not None else {}
-    return {site: np.random.default_rng(seed).standard_normal((rows, Z)) for site in sites if site == "z"}
+    rng = np.random.default_rng(seed)
+    return {site: rng.standard_normal((rows, *EVENTS[site])) for site in sites if site in EVENTS}
 
 
 def per_row(program, state, batch, rows=slice(None)):
@@ -58,6 +79,8 @@ def per_row(program, state, batch, rows=slice(None)):
     }
     tables |= {f"kl/{site}": value[rows] for site, value in found.kl.items()}
     posterior = program.posterior(state, batch)
+    if "F" in posterior:
+        return tables | {"q/F": program.mean_measure(state, batch)[rows, :WIDTH]}
     return tables | {f"q/{site}": np.stack([q.loc, q.scale])[:, rows] for site, q in posterior.items()}
 
 
@@ -75,16 +98,16 @@ def test_padding_changes_nothing(both, engine, name, words):
     noise = noise_of(pair, ROWS)
     batch, wider = (both.sentences(*words, width=width) for width in (WIDTH, WIDTH + 3))
     assert_equal(
-        per_row(*begun(both, engine, pair, batch, noise), batch),
-        per_row(*begun(both, engine, pair, wider, noise), wider),
+        per_row(*light(both, engine, pair, batch, noise), batch),
+        per_row(*light(both, engine, pair, wider, noise), wider),
     )
     dirty = {array: wider[array].copy() for array in wider}
     beyond = np.arange(WIDTH + 3) >= wider["lengths"][:, None]
     dirty["inputs"][beyond] = dirty["targets"][beyond] = V - 1
     dirty["tokens"][:, 1:][beyond] = V - 1
     assert_equal(
-        both.gradients(*begun(both, engine, pair, batch, noise), batch)[0],
-        both.gradients(*begun(both, engine, pair, dirty, noise), dirty)[0],
+        both.gradients(*light(both, engine, pair, batch, noise), batch)[0],
+        both.gradients(*light(both, engine, pair, dirty, noise), dirty)[0],
         rtol=1e-9,
     )
 
@@ -111,18 +134,20 @@ def test_filler_rows_have_no_gradient(both, engine, name):
 def test_a_row_does_not_see_its_neighbours(both, engine, name, words, others, row):
     pair = PAIRS[name]
     noise = noise_of(pair, ROWS)
-    elsewhere = {site: np.where(np.arange(ROWS)[:, None] == row, value, -value) for site, value in noise.items()}
+    elsewhere = {site: -value for site, value in noise.items()}
+    for site, value in noise.items():
+        elsewhere[site][row] = value[row]
     mixed = [words[n] if n == row else others[n] for n in range(ROWS)]
     first, second = (both.sentences(*chosen, width=WIDTH) for chosen in (words, mixed))
     assert_equal(
-        per_row(*begun(both, engine, pair, first, noise), first, [row]),
-        per_row(*begun(both, engine, pair, second, elsewhere), second, [row]),
+        per_row(*light(both, engine, pair, first, noise), first, [row]),
+        per_row(*light(both, engine, pair, second, elsewhere), second, [row]),
     )
     # The gradient of this row's loss is the same in any company.
     only = (np.arange(ROWS) == row).astype(np.float32)
     assert_equal(
-        both.gradients(*begun(both, engine, pair, first, noise), first | {"weight": only})[0],
-        both.gradients(*begun(both, engine, pair, second, elsewhere), second | {"weight": only})[0],
+        both.gradients(*light(both, engine, pair, first, noise), first | {"weight": only})[0],
+        both.gradients(*light(both, engine, pair, second, elsewhere), second | {"weight": only})[0],
         rtol=1e-9,
     )
 
@@ -131,6 +156,14 @@ def free(ppl, batch, nets):
     """q(z | x) = N(0, I): with replayed noise z does not hang on the sentence."""
     with ppl.plate("sentences", batch.data_size, subsample=batch.index), ppl.mask(batch.real):
         ppl.sample("z", ppl.dist.Normal(ppl.zeros((len(batch.index), Z)), 1.0).to_event(1))
+
+
+def free_measure(ppl, batch, nets):
+    """q(F | x) of nothing: F does not hang on the sentence, nor on how much of it counts."""
+    posterior = ppl.module("posterior", nets["posterior"])
+    with ppl.plate("sentences", batch.data_size, subsample=batch.index), ppl.mask(batch.real):
+        h = ppl.zeros((ROWS, WIDTH, 4))
+        ppl.sample("F", posterior(h, 0 * batch.lengths + WIDTH))
 
 
 def step_by_step(both, engine, pair, batch, noise):
@@ -147,7 +180,7 @@ def step_by_step(both, engine, pair, batch, noise):
 @pytest.mark.parametrize("edited", [1, 3])
 def test_words_hang_on_the_past_and_on_z_only(both, engine, name, edited):
     pair = PAIRS[name]
-    pair = pair if pair.guide is None else replace(pair, guide=free)
+    pair = pair if pair.guide is None else replace(pair, guide=free_measure if "F" in pair.sites else free)
     noise = noise_of(pair, ROWS)
     batch = both.sentences(*[[4, 5, 6, 7]] * 2, [8, 4, 3, 3], [6, 6, 6, 6], width=WIDTH)
     other = {array: value.copy() for array, value in batch.items()}
@@ -165,7 +198,8 @@ def test_particles_are_a_loop_over_particles(both, engine, name):
     """One pass with S particles gives the terms of S passes with one."""
     pair, particles = PAIRS[name], 3
     batch = both.sentences((4, 5), (6,), (7, 8, 3), (), filler=1)
-    noise = {site: np.random.default_rng(1).standard_normal((particles, ROWS + 1, Z)) for site in noise_of(pair, 1)}
+    rng = np.random.default_rng(1)
+    noise = {site: rng.standard_normal((particles, ROWS + 1, *EVENTS[site])) for site in noise_of(pair, 1)}
     program, state = begun(both, engine, pair, batch, noise)
     together = program.terms(state, batch, seed=0, particles=particles)
     for number in range(particles):

@@ -100,3 +100,41 @@ def test_a_single_loss_is_refused_where_there_are_two():
 def test_a_filter_is_refused(engine):
     with pytest.raises(BadInput, match="use fit"):
         FIVO().on(engine)
+
+
+@pytest.mark.parametrize("engine", ["pyro", "numpyro"])
+def test_a_chain_of_latents_is_parted_into_path_and_score(engine):
+    """q(z) q(y | z) with y ~ N(z, 1): at the posterior STL has no gradient, and the score alone has that of a shift."""
+    pyro_side = engine == "pyro"
+    ppl, array = (pyro, lambda v: torch.tensor(v, dtype=torch.float64)) if pyro_side else (numpyro, jnp.asarray)
+
+    def model(x):
+        with ppl.plate("data", len(X)):
+            z = ppl.sample("z", ppl.distributions.Normal(array(0.0), 1.0))
+            y = ppl.sample("y", ppl.distributions.Normal(z, 1.0))
+            ppl.sample("x", ppl.distributions.Normal(y, NOISE), obs=x)
+
+    # precision of (z, y): [[2, -1], [-1, 1 + NOISE^-2]]; of z alone after y: 2 - 1 / (1 + NOISE^-2)
+    of_y = 1 + NOISE**-2
+    of_z = 2 - 1 / of_y
+
+    def guide(x):
+        shift = ppl.param("shift", array(0.0))
+        with ppl.plate("data", len(X)):
+            mean = x * NOISE**-2 / of_y / of_z
+            z = ppl.sample("z", ppl.distributions.Normal(mean + shift, array(of_z**-0.5)))
+            ppl.sample("y", ppl.distributions.Normal((z + x * NOISE**-2) / of_y, array(of_y**-0.5)))
+
+    loss = KL(estimator="stl").on(engine)
+    if pyro_side:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss.loss_and_grads(model, guide, torch.tensor(X))
+        found = float(dict(pyro.get_param_store().named_parameters())["shift"].grad)
+        pyro.clear_param_store()
+    else:
+        with jax.enable_x64(True):
+            svi = SVI(model, guide, numpyro.optim.SGD(1.0), loss)
+            state = svi.init(jax.random.key(0), jnp.asarray(X))
+            found = -float(svi.get_params(svi.update(state, jnp.asarray(X))[0])["shift"])
+    assert found == pytest.approx(0.0, abs=1e-9)

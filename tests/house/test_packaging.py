@@ -71,7 +71,7 @@ def test_all_means_both_engines() -> None:
 
 def test_frameworks_are_extras_only() -> None:
     names = {Requirement(each).name for each in PROJECT["dependencies"]}
-    assert not names & {"torch", "pyro-ppl", "jax", "numpyro", "equinox", "optax"}
+    assert not names & {"torch", "pyro-ppl", "jax", "numpyro", "equinox", "optax", "transformers"}
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)

@@ -123,7 +123,7 @@ class BigramToy(NormalToy):
         likelihood = np.broadcast_to(self.likelihood(np.zeros((1, 1)), batch), (particles, len(batch["weight"])))
         return Terms({"x": likelihood}, {}, {}, {}, np.asarray(batch["weight"], np.float64))
 
-    def decode_start(self, state, latent, rows):
+    def decode_start(self, state, latent, rows, steps):
         return np.zeros((rows, 1)) if latent is None else np.asarray(latent, np.float64)
 
     def decode_step(self, state, cache, tokens):

@@ -8,12 +8,11 @@ import types
 
 import pytest
 
-from guidebook.inference import cli as command_line
-from guidebook.inference import fit
+from guidebook.inference import fit, terminal
 from guidebook.inference import progress as display
 from guidebook.models.errors import FailedRun, Interrupted
 
-COMMANDS = ("list", "fit", "evaluate", "diagnose", "sample", "reconstruct", "interpolate", "convert")
+COMMANDS = ("list", "fit", "evaluate", "diagnose", "sample", "reconstruct", "interpolate", "judge", "convert")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def test_list_names_what_there_is(cli):
     found = one_object(cli("list", "--json"))
     assert {"sentence_vae", "language_model"} <= found["pairs"].keys()
     assert "quickstart" in found["recipes"]
-    assert {"lstm", "gru"} == found["specs"]["decoders"].keys() == found["specs"]["encoders"].keys()
+    assert {"lstm", "gru", "transformer"} == found["specs"]["decoders"].keys() == found["specs"]["encoders"].keys()
     assert found["engines"].keys() == {"pyro", "numpyro"}
     plain = cli("list")
     assert plain.status == 0
@@ -191,9 +190,7 @@ def test_a_reader_that_leaves_is_no_error(cli, monkeypatch):
 
 
 def test_numbers_that_json_cannot_hold_are_null(capsys):
-    command_line._print_json(
-        {"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": (float("-inf"), "x", None, True)}}
-    )
+    terminal.print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": (float("-inf"), "x", None, True)}})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": [None, "x", None, True]}}
 
 

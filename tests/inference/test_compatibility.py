@@ -100,3 +100,16 @@ def test_unrounded_draws_have_no_mass_to_weigh():
             parse(table | {"guide": {"posterior": soft}, "divergence": divergence})
         parse(table | {"divergence": divergence})
     parse(table | {"guide": {"posterior": soft}, "divergence": {"kind": "kl"}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"divergence": {"kind": "svgd"}}, "'svgd' as set compares latents of one datum, .* use the divergence kl or "),
+        ({"divergence": {"kind": "info_vae"}}, "'info_vae' as set compares latents of one datum"),
+        ({"fit": {"consistency": {"noise": 0.1}}}, "fit.consistency is of data without steps, and the pair 'vrnn' is"),
+    ],
+)
+def test_what_does_not_fit_the_steps_of_a_sequence_is_refused(settings, why):
+    with pytest.raises(BadInput, match=why):
+        parse({"pair": "vrnn", "data": {"corpus": "jsb"}, **settings})

@@ -51,7 +51,7 @@ def test_the_decoder_word_by_word_is_the_teacher_forced_likelihood(fitted):
     program, state, (batch, _) = fitted
     z = program.draws(state, batch, seed=5, particles=1)["z"][0]
     likelihood = program.terms(state, batch, seed=5, particles=1).log_likelihood["x"][0]
-    cache, walked = program.decode_start(state, z, 4), np.zeros(4)
+    cache, walked = program.decode_start(state, z, 4, batch["targets"].shape[1]), np.zeros(4)
     for t in range(batch["targets"].shape[1]):
         cache, logits = program.decode_step(state, cache, batch["inputs"][:, t])
         log_probs = log_softmax(logits)[np.arange(4), batch["targets"][:, t]]

@@ -346,7 +346,7 @@ def test_a_value_that_is_not_finite_ends_the_run_and_the_last_good_checkpoint_st
 
 def test_the_site_at_fault_is_the_one_upstream(tiny, tmp_path):
     """Where z and x are both broken it is z: x follows."""
-    blame = fit.__globals__["_Fitting"]._blame
+    blame = fit.__globals__["Fitting"]._blame
 
     class Run:
         folder = tmp_path

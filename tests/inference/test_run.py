@@ -33,7 +33,7 @@ def log_prob_at_the_means(run):
     """(B,) log p(x | z) of test sentences at z = E q(z | x), word by word: no random number touches it."""
     batch = run.batches("test").batch(0)
     z = run.program.posterior(run.state, batch)["z"].loc
-    cache, total = run.program.decode_start(run.state, z, len(z)), np.zeros(len(z))
+    cache, total = run.program.decode_start(run.state, z, len(z), batch["inputs"].shape[1]), np.zeros(len(z))
     for step in range(batch["inputs"].shape[1]):
         cache, logits = run.program.decode_step(run.state, cache, batch["inputs"][:, step])
         logits = logits.astype(np.float64)

@@ -14,6 +14,7 @@ from guidebook.models import BadInput
 
 D, Z, S = 4, 2, 0.7
 PARTICLES = 60
+SLANTED = np.array([[1.0, 0.95]] * D)  # columns nearly alike: the posterior's correlation is −0.87
 RNG = np.random.default_rng(1)
 LOADING, OFFSET = RNG.normal(size=(D, Z)), RNG.normal(size=D)
 COVARIANCE = np.linalg.inv(np.eye(Z) + LOADING.T @ LOADING / S**2)
@@ -74,6 +75,29 @@ def test_under_the_median_heuristic_few_particles_spread_too_little(linear):
     spread = np.diagonal(covariance, axis1=1, axis2=2)
     assert (spread > 0.6).all()
     assert (spread < 1.0).all()
+
+
+def test_a_mixture_of_normals_has_the_moments_of_the_exact_posterior(linear):
+    """Two diagonal normals would be too narrow along a correlation; five lie along it."""
+    run, batch = linear
+    if run.recipe.engine == "pyro":
+        with pytest.raises(BadInput, match=r'run.on\("numpyro"\) would be right'):
+            transport(run, batch, components="normal")
+        return
+    slanted = {"decoder.weight_0": np.concatenate([SLANTED, np.zeros((D, Z))]).astype(np.float32)}
+    run.__dict__["weights"] = run.weights | slanted
+    exact = np.linalg.inv(np.eye(Z) + SLANTED.T @ SLANTED / S**2)
+    chosen = {"components": "normal", "particles": 8, "steps": 800, "learning_rate": 0.02, "draws": 2000}
+    found = transport(run, batch, **chosen)["z"]
+    assert found.shape == (8 * 2000, 2, Z)
+    for row, x in enumerate(batch["x"][[0, 2]]):
+        mean = (x - OFFSET) @ SLANTED @ exact / S**2
+        spread = np.sqrt(np.diag(exact))
+        assert np.abs((found[:, row].mean(0) - mean) / spread).max() < 0.1
+        covariance = np.cov(found[:, row].T)
+        np.testing.assert_allclose(covariance / np.outer(spread, spread), exact / np.outer(spread, spread), atol=0.25)
+        slope, straight = covariance[0, 1] / covariance[0, 0], exact[0, 1] / exact[0, 0]
+        assert slope == pytest.approx(straight, abs=0.25 * abs(straight))
 
 
 def test_the_latent_of_a_sentence(tiny, engine, tmp_path):

@@ -36,7 +36,7 @@ class Copier:
     def prior_draws(self, state, *, seed, rows):
         return np.random.default_rng(seed).integers(4, 9, (rows, self.width)).astype(float)
 
-    def decode_start(self, state, latent, rows):
+    def decode_start(self, state, latent, rows, steps):
         return np.zeros((rows, self.width)) if latent is None else latent
 
     def decode_step(self, state, cache, tokens):
@@ -55,7 +55,7 @@ def run():
     return SimpleNamespace(
         folder=Path("runs/one"),
         pair=SENTENCE_VAE,
-        recipe=SimpleNamespace(data=Data(max_words=20)),
+        recipe=SimpleNamespace(data=Data(max_words=20), model=None),
         tokeniser=tokeniser,
         corpus=SimpleNamespace(test=test, valid=test, train=test),
         program=Copier(),

@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 
 def tables(pair):
     cell = {"kind": "gru", "embedding": 4, "hidden": 4} if pair.text else {"hidden": (4,)}
+    cell = {"hidden": 4, "layers": 1, "heads": 2} if pair.name == "nvae" else cell
     small = {"prior": {"dim": 2}, "decoder": cell, "encoder": cell}
     return [
         spec.model_validate({name: part for name, part in small.items() if name in spec.model_fields})

@@ -266,7 +266,7 @@ class Ending(eqx.Module):
 
     report: object = eqx.field(static=True)
 
-    def start(self, z, rows):
+    def start(self, z, rows, steps):
         return (jnp.zeros(rows, int),)
 
     def step(self, state, tokens):

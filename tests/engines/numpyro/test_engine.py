@@ -76,3 +76,31 @@ def test_a_gpu_that_is_not_there_is_refused():
     settings = Settings(4, KL().objective(), device=f"cuda:{number}")
     with pytest.raises(BadInput, match=rf"'cuda:{number}' was asked for and JAX finds (no|\d+) GPU here"):
         engines.load("numpyro").Program(Pair(print, None), {}, settings)
+
+
+def test_both_sides_share_the_forward_pass():
+    """Of an estimator that parts them, the second side costs backward passes alone: one loop each of both networks."""
+    jax = pytest.importorskip("jax")
+    import numpy as np
+
+    from guidebook import engines
+    from guidebook.engines.protocol import Settings
+    from guidebook.guides import PAIRS
+    from guidebook.guides.sentence_guide import SentenceGuide
+    from guidebook.inference import KL
+    from guidebook.models.sentence_vae import SentenceModel
+
+    ids = np.full((2, 5), 7, np.int32)
+    batch = {"tokens": ids, "inputs": ids, "targets": ids, "lengths": np.full(2, 4, np.int32)}
+    batch |= {"weight": np.ones(2, np.float32), "index": np.arange(2, dtype=np.int32)}
+
+    def loops(estimator):
+        pair, objective = PAIRS["sentence_vae"], KL(estimator=estimator).objective()
+        networks = pair.realisable(SentenceModel(), SentenceGuide(), 9)
+        program = engines.load("numpyro").Program(pair, networks, Settings(2, objective))
+        arguments = program.init(batch).parameters, program.arrays(batch), np.uint32(0), np.uint32(0), 1.0
+        traced = jax.make_jaxpr(lambda *given: program._traced_gradient(*given, ("model", "guide")))(*arguments)
+        return str(traced).count("= scan[")
+
+    assert loops("sampled") == 4
+    assert loops("stl") == 4 + 2

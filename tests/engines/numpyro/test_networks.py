@@ -299,7 +299,7 @@ def test_step_by_step_is_teacher_forcing(kind, latent, data):
     decoder, w = decoder_of(kind, latent)
     z = z[0] if latent else None
     states = decoder.states(z, inputs)
-    state = decoder.start(z, B)
+    state = decoder.start(z, B, 16)
     assert all(len(part) == B for part in state)
     for t in range(T):
         state, logits = decoder.step(state, inputs[:, t])
@@ -309,7 +309,7 @@ def test_step_by_step_is_teacher_forcing(kind, latent, data):
 
 def test_one_latent_starts_many_rows(data):
     decoder, _ = decoder_of("lstm")
-    many, one = decoder.start(data[0][0][:1], 4), decoder.start(data[0][0][:1], 1)
+    many, one = decoder.start(data[0][0][:1], 4, 16), decoder.start(data[0][0][:1], 1, 16)
     for ours, theirs in zip(many, one, strict=True):
         assert len(ours) == 4
         close(ours, jnp.broadcast_to(theirs, ours.shape))

@@ -272,8 +272,8 @@ def test_sampling_stops_once_all_rows_have_ended():
     calls = []
 
     class Ending(torch.nn.Module):
-        def start(self, z, rows):
-            return decoder.start(z, rows)
+        def start(self, z, rows, steps):
+            return decoder.start(z, rows, steps)
 
         def step(self, state, tokens):
             calls.append(tokens.clone())

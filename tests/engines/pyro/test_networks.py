@@ -268,7 +268,7 @@ def test_step_by_step_is_teacher_forcing(kind, latent, data):
     decoder, w = decoder_of(kind, latent)
     z = tensor(z[0]) if latent else None
     states = decoder.states(z, tensor(inputs))
-    state = decoder.start(z, B)
+    state = decoder.start(z, B, 16)
     assert all(len(part) == B for part in state)
     for t in range(T):
         state, logits = decoder.step(state, tensor(inputs[:, t]))
@@ -279,7 +279,7 @@ def test_step_by_step_is_teacher_forcing(kind, latent, data):
 def test_one_latent_starts_many_rows(data):
     z, _, _ = data
     decoder, _ = decoder_of("lstm")
-    many, one = decoder.start(tensor(z[0][:1]), 4), decoder.start(tensor(z[0][:1]), 1)
+    many, one = decoder.start(tensor(z[0][:1]), 4, 16), decoder.start(tensor(z[0][:1]), 1, 16)
     for ours, theirs in zip(many, one, strict=True):
         assert len(ours) == 4
         close(ours, theirs.expand_as(ours).detach().numpy())

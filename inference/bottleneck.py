@@ -1,0 +1,78 @@
+"""What a nonparametric bottleneck keeps of one sentence, and what reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data import Batches, Sentences
+from ..models.errors import BadInput
+from .accounting import each
+from .generated import _Result
+from .measures import KEPT_FROM, prior_of
+from .text import encoded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class Bottleneck(_Result):
+    """What a bottleneck keeps of one sentence.
+
+    tokens: as the encoder reads them, the end mark last. pseudo_counts: α of each. prior: α of the prior component.
+    attention: (layers, heads, words and end mark, 1 + tokens) what each decoded word weighs the prior component and the tokens by.
+    """
+
+    tokens: list[str]
+    pseudo_counts: np.ndarray
+    prior: float
+    attention: np.ndarray
+
+    header = ("token", "pseudo-count", "kept", "attention to it", "its own to the prior component")
+
+    @property
+    def kept(self) -> np.ndarray:
+        return self.pseudo_counts > KEPT_FROM
+
+    @property
+    def title(self) -> str:
+        return f"{self.kept.sum()} of {len(self.tokens)} vectors kept, pseudo-counts {self.pseudo_counts.sum():.1f} + {self.prior:.1f}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        mean = self.attention.mean((0, 1))
+        columns = zip(self.tokens, self.pseudo_counts, self.kept, mean[:, 1:].mean(0), mean[:, 0], strict=True)
+        return [(t, f"{a:.3f}", "yes" if k else "", f"{to:.2f}", f"{own:.2f}") for t, a, k, to, own in columns]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "tokens": self.tokens,
+            "pseudo_counts": self.pseudo_counts.tolist(),
+            "prior": self.prior,
+            "attention": self.attention.tolist(),
+        }
+
+    def picture(self) -> Figure:
+        """Pseudo-counts over the sentence, and beneath what each decoded word attends to."""
+        from . import figures
+
+        return figures.bottleneck(self.tokens, self.pseudo_counts, self.prior, self.attention.mean((0, 1)))
+
+
+def bottleneck(run: Any, sentence: str) -> Bottleneck:
+    """What a run with a Dirichlet process for its posterior keeps of a sentence."""
+    prior = prior_of(run)
+    if prior is None or not prior.weighted:
+        raise BadInput(
+            f"the run {run.folder} has no pseudo-counts: a run of the pair 'nvae' with a Dirichlet process has"
+        )
+    (ids,), _ = encoded(run, [sentence])
+    (batch,) = each(Batches(Sentences.of([ids], run.tokeniser), batch_size=1, shuffle=False))
+    measure = run.program.mean_measure(run.state, batch)[0]
+    words = len(ids) + 1
+    alpha = np.exp(measure[: words + 1, 0])
+    attention = run.program.attention(run.state, batch)[:, 0, :, :words, : words + 1]
+    return Bottleneck([*(run.tokeniser.decode([one]) for one in ids), "⏎"], alpha[1:], float(alpha[0]), attention)

@@ -1,0 +1,175 @@
+"""The NVAE and its relatives through fit, files and the command line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guidebook.inference import evaluate, fit, load
+from guidebook.inference.measures import retained
+from guidebook.models.measures import NEVER
+
+RECIPE = """
+pair = "nvae"
+[model]
+longest = 8
+prior = {dim = 4, pseudo_count = 0.7, increment = 0.3}
+decoder = {hidden = 4, layers = 1, heads = 2}
+[guide]
+posterior = {objective = "mixture"}
+encoder = {hidden = 4, layers = 1, heads = 2}
+[divergence]
+weight = 0.5
+[data]
+corpus = "FOLDER/train.txt"
+valid = "FOLDER/valid.txt"
+test = "FOLDER/test.txt"
+buckets = 1
+[fit]
+epochs = 2
+max_steps = 4
+batch_size = 16
+optimiser = {learning_rate = 0.01}
+"""
+RELATIVES = {
+    "nvae": (),
+    "VTS": ("model.prior={kind='normal_vectors', dim=4, share=0.5}", "guide.posterior={kind='normal_vectors'}"),
+    "VTP": ("model.prior={kind='pooled_normal', dim=4}", "guide.posterior={kind='pooled_normal'}"),
+    "T": (
+        "model.prior={kind='normal_vectors', dim=4}",
+        "guide.posterior={kind='point_vectors'}",
+        "divergence.weight.value=0",
+    ),
+}
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    path = tmp_path / "nvae.toml"
+    text = RECIPE.replace("FOLDER", tiny.parent.as_posix()).replace("weight = 0.5", 'weight = {kind = "constant"}')
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def bounds(run, **settings):
+    return evaluate(run, particles=4, repeats=1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("relative", "engine", "other"),
+    [*((relative, "pyro", "numpyro") for relative in RELATIVES), ("VTS", "numpyro", "pyro")],
+)
+def test_fitted_resumed_loaded_and_converted_alike(recipe, relative, engine, other, tmp_path):
+    """Files keep the prior and p(n); the other engine judges the same, F drawn by a generator of its own."""
+    fitted = {"engine": engine, "progress": False}
+    whole = fit(recipe, *RELATIVES[relative], out=tmp_path / "whole", **fitted)
+    half = (*RELATIVES[relative], "fit.max_steps=2")
+    fit(recipe, *half, out=tmp_path / "halves", **fitted)
+    halves = fit(recipe, *RELATIVES[relative], out=tmp_path / "halves", resume=True, **fitted)
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(weight, halves.weights[name], err_msg=name)
+
+    again, converted = load(tmp_path / "whole"), whole.convert(other, tmp_path / "converted")
+    one, same, elsewhere = (bounds(run) for run in (whole, again, converted))
+    assert same.elbo == one.elbo
+    batch = whole.batches("test").batch(0)
+    measures = [run.program.mean_measure(run.state, batch) for run in (whole, converted)]
+    np.testing.assert_allclose(*measures, rtol=1e-4, atol=1e-5)
+    kls = [run.program.terms(run.state, batch, seed=0).kl["F"] for run in (whole, converted)]
+    np.testing.assert_allclose(*kls, rtol=1e-4)
+    assert elsewhere.kl == pytest.approx(one.kl, rel=1e-4)
+    if relative == "VTP":
+        assert "length.log_shares" not in whole.weights
+        return
+    counts = np.bincount(whole.corpus.train.lengths, minlength=9)[1:] + 1.0
+    for run in (again, converted):
+        shares = run.weights["length.log_shares"]
+        assert shares[0] == np.float32(NEVER)
+        np.testing.assert_allclose(np.exp(shares[1:]), counts / counts.sum(), rtol=1e-5)
+    real = batch["weight"] > 0
+    likelihood = whole.program.terms(whole.state, batch, seed=0).log_likelihood["n"][0]
+    np.testing.assert_allclose(likelihood[real], np.log(counts / counts.sum())[batch["lengths"] - 1][real], rtol=1e-5)
+
+
+def test_the_prior_of_a_file_is_that_of_the_recipe(recipe, engine, tmp_path):
+    run = load(fit(recipe, out=tmp_path / "run", engine=engine, progress=False).folder)
+    draws = run.program.prior_draws(run.state, seed=0, rows=4000, lengths=np.full(4000, 3))
+    assert draws.shape == (4000, 4, 5)
+    weights = np.exp(draws[..., 0])
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    # Var π_k of Dir(B / K₀, …) is (1 / K₀) (1 − 1 / K₀) / (B + 1), B = 0.7 + 0.3 · 3, K₀ = 4.
+    spread, wanted = weights.var(0), 0.25 * 0.75 / (0.7 + 0.3 * 3 + 1)
+    error = np.sqrt(((weights - weights.mean(0)) ** 2).var(0) / 4000)
+    assert (np.abs(spread - wanted) < 5 * error).all()
+
+
+def test_retained_vectors_by_hand(recipe, tmp_path):
+    run = fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
+    log_alpha = np.log(np.array([[0.7, 0.05, 0.2, 3.0], [0.7, 0.05, 0.09, 1.0]]))
+    measures = np.concatenate((log_alpha[..., None], np.ones((2, 4, 8))), -1)
+    measures[1, 3, 0] = NEVER  # a sentence of two words
+    run.program.mean_measure = lambda state, batch, site: measures
+    found = retained(run, batches=[{"weight": np.ones(2, np.float32), "index": np.arange(2)}])
+    assert found.vectors == pytest.approx((2 / 3 + 0 / 2) / 2)
+    assert found.with_prior == pytest.approx((3 / 4 + 1 / 3) / 2)
+    assert found.pseudo_count == pytest.approx((3.95 + 0.84) / 2)
+    assert found.prior_share == pytest.approx((0.7 / 3.95 + 0.7 / 0.84) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("model.prior={kind='normal_vectors', share=0}", "guide.posterior.kind=normal_vectors"), "model.prior.share"),
+        (("model.prior.scale=0",), "model.prior.scale = 0 is wrong: input should be greater than 0"),
+        (("model.prior.places=0",), "model.prior.places = 0 is wrong: input should be greater than 0"),
+        (("model.longest=5",), "one of 7: model.longest=7 would be right"),
+        (("model.prior={kind='normal_vectors'}",), "use the prior dirichlet_process"),
+        (("guide.posterior={kind='pooled_normal'}",), "use the prior pooled_normal"),
+        (("divergence={kind='info_vae'}",), "compares vectors of one size"),
+        (("divergence={kind='stein'}",), "compares vectors of one size"),
+        (("divergence={kind='svgd'}",), "compares vectors of one size"),
+        (("divergence={kind='iwae'}", "guide.posterior={objective='paper'}"), 'use objective = "mixture"'),
+        (("fit.refine={}",), "fit.refine is for one latent vector a datum"),
+        (("fit.consistency={}",), "fit.consistency is for one latent vector a datum"),
+        (("model.decoder.kind=lstm",), "model.decoder.kind = 'lstm' is unknown; known: transformer"),
+        (("model.prior.kind=standard_normal",), "model.prior.kind = 'standard_normal' is unknown"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(cli, recipe, settings, said, tmp_path):
+    found = cli("fit", recipe, *settings, "--out", tmp_path / "run", "--engine", "pyro")
+    assert found.status == 2, found.err
+    assert said in found.err
+    assert found.err.count("\n") == 1
+
+
+def test_the_command_line(cli, recipe, tiny, tmp_path):
+    fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
+    vae = ("pair=sentence_vae", "fit.max_steps=1")
+    fit(tiny, *vae, out=tmp_path / "vae", engine="pyro", progress=False)
+    fit(recipe, *RELATIVES["VTP"], out=tmp_path / "pooled", engine="pyro", progress=False)
+    for arguments in (
+        ("sample", tmp_path / "run", "--words", 3, "-n", 2),
+        ("sample", tmp_path / "run", "--words", 8, "-n", 2),
+        ("sample", tmp_path / "pooled", "-n", 2),
+        ("reconstruct", tmp_path / "run", "--keep", 0.5, "-n", 2),
+        ("reconstruct", tmp_path / "run", "a", "a b c"),
+        ("interpolate", tmp_path / "run", "a", "a b c", "--steps", 3),
+        ("evaluate", tmp_path / "run", "--particles", 2),
+    ):
+        found = cli(*arguments)
+        assert found.status == 0, found.err
+    for arguments, said in (
+        (
+            ("sample", tmp_path / "run", "--words", 9),
+            "a sentence of 9 words: from 1 to 8 (model.longest) would be right",
+        ),
+        (("sample", tmp_path / "pooled", "--words", 3), "does not hang on the number of words"),
+        (("sample", tmp_path / "vae", "--words", 3), "does not hang on the number of words: leave words out"),
+        (("reconstruct", tmp_path / "run", "--keep", 0), "above 0 and up to 1 would be right"),
+        (("reconstruct", tmp_path / "pooled", "--keep", 0.5), "have no weights: leave keep out"),
+        (("reconstruct", tmp_path / "vae", "--keep", 0.5), "have no weights: leave keep out"),
+    ):
+        found = cli(*arguments)
+        assert found.status == 2, found.err
+        assert said in found.err
+        assert found.err.count("\n") == 1
