@@ -27,7 +27,7 @@ class MeasurePosteriorSpec(Spec):
 class _Normals(MeasurePosteriorSpec):
     """Normals of means W h + b and variances exp(W_s h + b_s)."""
 
-    initial_log_variance: float = Field(default=-4.0, description="where b_s starts: vectors before noise")
+    initial_log_variance: float = Field(default=-2.0, description="where b_s starts: vectors before noise")
 
     def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
         return super().layout(features=features, latent=latent) | {
