@@ -25,10 +25,12 @@ from torch.nn import functional as F
 
 from ...models.errors import BadInput
 from ..measures import Atoms, Components, Keys, Projections, noise_variance
-from .precision import check_precision, products_in
+from .precision import check_precision
 
 _FEATURE_FROM = 128
 """Atoms from which a bias with a gradient is one more feature of the keys: with such a mask PyTorch does not fuse."""
+_TILE = 1 << 21
+"""Elements of an array that gates of width p make of a part of the batch."""
 
 
 def sampled(atoms: Atoms, projections: Projections, heads: int, relative: bool = False) -> Keys:
@@ -203,23 +205,36 @@ def _flat(x: Tensor, batch: torch.Size) -> Tensor:
 
 
 def _general(query: Tensor, keys: Keys, projections: Projections, visible: Tensor | None, precision: str) -> Tensor:
-    """Gates of width p: their products are of all heads at once, (H n_q, p) and (p, n), since heads share them."""
+    """Gates of width p, so many of the batch at a time that what one product leaves is near when the next reads it."""
     assert keys.gate is not None
     batch = torch.broadcast_shapes(query.shape[:-3], keys.key.shape[:-3])
-    heads, length, width = query.shape[-3:]
-    lift, through = (weight.unflatten(0, (heads, -1)) for weight in (projections.key, projections.value))
-    query, key, value = (_flat(x, batch).flatten(0, 1) for x in (query, keys.key, keys.value))
-    bias = _flat(_mask(keys.bias, visible), batch)
-    logits = torch.baddbmm(bias.expand(-1, heads, -1, -1).flatten(0, 1), query, key.mT, alpha=width**-0.5)
-    lifted = query.unflatten(0, (-1, heads)) @ lift
-    with products_in(precision):
-        if keys.square is not None:
-            square = _flat(keys.square.unsqueeze(-3), batch).squeeze(-3)
-            logits = torch.baddbmm(
-                logits.unflatten(0, (-1, heads)).flatten(1, 2), lifted.square().flatten(1, 2), square.mT
-            )
-        weights = logits.softmax(-1)
-        gate = weights.view(-1, heads * length, key.shape[-2]) @ _flat(keys.gate.unsqueeze(-3), batch).squeeze(-3)
-    mean = weights.view(-1, length, key.shape[-2]) @ value
-    found = mean.unflatten(0, (-1, heads)) + (gate.view_as(lifted) * lifted) @ through.mT
-    return found.reshape(*batch, *found.shape[1:])
+    heads, length, _ = query.shape[-3:]
+    dtype = torch.bfloat16 if precision == "bfloat16" and query.dtype == torch.float32 else query.dtype
+    lift, through = (weight.unflatten(0, (heads, -1)).to(dtype) for weight in (projections.key, projections.value))
+    rows = max(1, _TILE // (heads * length * max(keys.gate.shape[-2:])))
+    gates = (keys.gate, torch.zeros_like(keys.gate[..., :1, :1]) if keys.square is None else keys.square)
+    parts = [query, keys.key, keys.value, _mask(keys.bias, visible), *(x.unsqueeze(-3).to(dtype) for x in gates)]
+    tiles = zip(*(_flat(x, batch).split(rows) for x in parts), strict=True)
+    found = torch.cat([_gated(*tile, lift, through, keys.square is not None) for tile in tiles])
+    return found.view(*batch, *found.shape[1:])
+
+
+def _gated(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    square: Tensor,
+    lift: Tensor,
+    through: Tensor,
+    squared: bool,
+) -> Tensor:
+    """What queries (b, H, n_q, d) read. Products with gates are of all heads at once, since heads share them."""
+    lifted = query.to(lift.dtype) @ lift
+    logits = torch.add(bias, query @ key.mT, alpha=query.shape[-1] ** -0.5)
+    if squared:
+        logits = logits + (lifted.square().flatten(1, 2) @ square.squeeze(1).mT).view_as(logits)
+    weights = logits.softmax(-1)
+    opened = (weights.to(gate.dtype).flatten(1, 2) @ gate.squeeze(1)).view_as(lifted)
+    return weights @ value + (opened * lifted) @ through.mT
