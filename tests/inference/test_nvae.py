@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
-from guidebook.inference import evaluate, fit, load
+from guidebook.inference import evaluate, fit, load, reconstruct
 from guidebook.inference.measures import retained
 from guidebook.models.measures import NEVER
 
@@ -114,6 +116,38 @@ def test_retained_vectors_by_hand(recipe, tmp_path):
     assert found.with_prior == pytest.approx((3 / 4 + 1 / 3) / 2)
     assert found.pseudo_count == pytest.approx((3.95 + 0.84) / 2)
     assert found.prior_share == pytest.approx((0.7 / 3.95 + 0.7 / 0.84) / 2)
+
+
+@pytest.mark.slow
+def test_vectors_that_tell_nothing_are_dropped_as_their_price_rises(engine, tmp_path):
+    """One to three names, each behind "the" and but for the first behind "and": of n words n / 3 or so are needed."""
+    names = ["anna", "bert", "carl", "dora", "emil", "fred", "gina", "hugo"]
+    sentences = ["the " + " and the ".join(some) + " ." for n in (1, 2, 3) for some in permutations(names, n)]
+    corpus = tmp_path / "names.txt"
+    corpus.write_text("\n".join(np.random.default_rng(0).permutation(sentences)) + "\n", encoding="utf-8")
+    kept, bleu = {}, {}
+    for price in (0.1, 1.0):
+        run = fit(
+            "ptb_nvae",
+            f"data={{corpus='{corpus.as_posix()}', buckets=1}}",
+            "model.prior.dim=32",
+            "model.decoder={hidden=32, layers=1, heads=2, dropout=0}",
+            "guide.encoder={hidden=32, layers=1, heads=2, dropout=0}",
+            "guide.posterior.lambda_locations=0.1",
+            f"divergence.weight={{kind='linear', start=0, stop={price}, wait=150, steps=200}}",
+            "fit.max_steps=700",
+            "fit.word_dropout=0.5",
+            "fit.optimiser={kind='adam', learning_rate=5e-3, clip=1.0, "
+            "schedule={kind='linear', start=1.0, stop=0.05, steps=700}}",
+            engine=engine,
+            out=tmp_path / str(price),
+            progress=False,
+        )
+        kept[price], bleu[price] = retained(run).vectors, reconstruct(run, count=30).bleu
+    assert kept[0.1] > 0.95
+    assert kept[1.0] < 0.7
+    assert bleu[0.1] > 97
+    assert bleu[1.0] > 90
 
 
 @pytest.mark.parametrize(
