@@ -61,7 +61,7 @@ class DirichletProcessPosterior(_Normals):
     pseudo_counts: Literal["quadratic", "exponential", "quadratic_in_means"] = Field(
         default="quadratic", description="log α of h and h², of h alone, or of μ and μ²"
     )
-    initial_log_alpha: float = Field(default=3.0, description="where b_α starts: weights of small variance")
+    initial_log_alpha: float = Field(default=3.0, description="where b_α starts, of the lowest of stacked ones: weights of small variance")
     gradient: Literal["weights", "implicit"] = Field(default="weights", description='in α, of objective "mixture"')
     lambda_weights: NonNegativeFloat = 1.0
     lambda_locations: NonNegativeFloat = 1.0

@@ -8,7 +8,7 @@ Fehr & Henderson 2023) stand between the encoder and that posterior, the lowest 
     F_l ~ posterior_l(h),   h ← block_l(h, F_l),   l = 1 … L
 
 where block_l attends to the atoms of F_l, and log α of a word in each posterior above the lowest adds up on that below it,
-so that a vector that vanished stays away; the prior's component has its own pseudo-count in each. The F_l are auxiliary
+at first unchanged, so that a vector that vanished stays away; the prior's component has its own pseudo-count in each. The F_l are auxiliary
 variables, as `models/nvae.py` says.
 """
 
@@ -48,10 +48,12 @@ class NVAEGuide(Spec):
     def networks(self, vocabulary: int, latent: int) -> dict[str, Network]:
         sizes = {"features": self.encoder.hidden, "latent": latent}
         networks = {"encoder": Network(self.encoder, {"vocabulary": vocabulary})}
+        posterior = self.posterior
         for layer in range(1, 1 + self.stacked):
-            networks[f"posterior_{layer}"] = Network(self.posterior, sizes)
+            networks[f"posterior_{layer}"] = Network(posterior, sizes)
             networks[f"block_{layer}"] = Network(self.encoder.block(), {"latent": latent})
-        return networks | {"posterior": Network(self.posterior, sizes)}
+            posterior = self.posterior.model_copy(update={"initial_log_alpha": 0.0})
+        return networks | {"posterior": Network(posterior, sizes)}
 
 
 def nvae_guide(ppl: PPL, batch: Batch, nets: Mapping[str, Network]) -> None:

@@ -7,6 +7,7 @@ j-th place, and takes part where i does. Places that take no part hold `MASKED` 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -202,12 +203,14 @@ class BoundedDirichletProcess(_RandomMeasure):
             return (
                 Normal(self._tiled(self.loc, -2), self._tiled(self.scale, -2), validate_args=False).log_prob(z).sum(-1)
             )
-        pairs = zip(self.loc.unbind(-2), self.scale.unbind(-2), strict=True)  # (…, K, M, p) at once is too much
-        each = [
-            Normal(loc.unsqueeze(-2), scale.unsqueeze(-2), validate_args=False).log_prob(z).sum(-1)
-            for loc, scale in pairs
-        ]
-        return (self.log_share.unsqueeze(-2) + torch.stack(each, -1)).logsumexp(-1)
+        exact, precision = (
+            z.double(),
+            self.scale.double().square().reciprocal(),
+        )  # what is subtracted below can be large
+        leaning = self.loc * precision
+        far = torch.cat((exact.square(), exact), -1) @ torch.cat((precision, -2 * leaning), -1).mT
+        volume = (self.loc * leaning - precision.log() + math.log(2 * math.pi)).sum(-1)
+        return (self.log_share.unsqueeze(-2) - 0.5 * (far + volume.unsqueeze(-2))).logsumexp(-1).to(z.dtype)
 
 
 class BoundedDirichletPrior(_RandomMeasure):
