@@ -231,10 +231,10 @@ def _gated(
     squared: bool,
 ) -> Tensor:
     """What queries (b, H, n_q, d) read. Products with gates are of all heads at once, since heads share them."""
-    lifted = query.to(lift.dtype) @ lift
+    lifted = _by_head(query.to(lift.dtype), lift)
     logits = torch.add(bias, query @ key.mT, alpha=query.shape[-1] ** -0.5)
     if squared:
         logits = logits + (lifted.square().flatten(1, 2) @ square.squeeze(1).mT).view_as(logits)
     weights = logits.softmax(-1)
-    opened = (weights.to(gate.dtype).flatten(1, 2) @ gate.squeeze(1)).view_as(lifted)
-    return weights @ value + (opened * lifted) @ through.mT
+    opened = (weights.to(gate.dtype).flatten(1, 2) @ gate.squeeze(1)).view(lifted.shape)
+    return weights @ value + _by_head(opened * lifted, through.mT)
