@@ -43,7 +43,7 @@ MODELS = {
     "NVAE-B-0.05": [PAPER % 0.05, RAMP % 1.0],
     "VTS-0.25": [VECTORS % 0.25, NORMALS, RAMP % 0.02],
     "NVAE-B-0.1": [PAPER % 0.1, RAMP % 1.0],
-    "NVAE-C-0.002": [*MIXTURE, RAMP % 0.002],
+    "NVAE-C-0.001": [*MIXTURE, RAMP % 0.001],
     "VT-0.1": [VECTORS % 1.0, NORMALS, RAMP % 0.1],
     "NVAE-B-0.01": [PAPER % 0.01, RAMP % 1.0],
 }

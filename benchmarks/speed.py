@@ -40,6 +40,7 @@ TARGETS = {
     **{f"{engine}_attention_training_{n}": {"ours/plain": ("<=", 1.1)} for engine in ENGINES for n in (64, 256, 512)},
     **{f"{engine}_attention_scalar_{n}": {"ours/plain": ("<=", 1.25)} for engine in ENGINES for n in (64, 256, 512)},
     **{f"{engine}_attention_general_512": {"stock/ours": (">=", 2.5)} for engine in ENGINES},
+    **{f"{engine}_attention_memory_512": {"ours/plain": ("<=", 1.3)} for engine in ENGINES},
     **{
         f"{engine}_bottleneck_{objective}_{n}": {"ours/floor": ("<=", 1.8)}
         for engine in ENGINES
