@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from guidebook.inference import evaluate, figures, fit, load, reconstruct
+from guidebook.inference.bottleneck import bottleneck
 from guidebook.inference.diagnose import diagnose
 from guidebook.inference.measures import retained
 from guidebook.models.measures import NEVER, DirichletProcessPrior
@@ -169,6 +170,18 @@ def test_points_are_judged_without_a_bound(recipe, tiny, relative, tmp_path):
     assert found.elbo is found.iw_nll is found.perplexity is None
     assert found.notes["elbo"] == "q is points: no bound"
     assert np.isfinite(found.reconstruction)
+
+
+def test_what_a_bottleneck_keeps_of_a_sentence(recipe, tmp_path):
+    run = fit(recipe, "fit.max_steps=1", out=tmp_path / "run", engine="pyro", progress=False)
+    passes, means = [], run.program.mean_measures
+    run.program.mean_measures = lambda *arguments: passes.append(1) or means(*arguments)
+    found = bottleneck(run, "a b")
+    assert len(passes) == 1
+    assert found.tokens[-1] == "⏎"
+    assert found.prior == pytest.approx(0.7)
+    assert found.attention.shape == (1, 2, 3, 4)
+    np.testing.assert_allclose(found.attention.sum(-1), 1, rtol=1e-5)
 
 
 def test_the_report_says_what_is_kept_and_which_latent_was_decoded(recipe, tmp_path):
