@@ -74,7 +74,8 @@ class DirichletProcessPosterior(_Normals):
 
     @property
     def charge(self) -> Charge:
-        return {"mixture": "bound", "stratified": "kl", "paper": "penalty"}[self.objective]
+        charges: dict[str, Charge] = {"mixture": "bound", "stratified": "kl", "paper": "penalty"}
+        return charges[self.objective]
 
     def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
         width = latent if self.pseudo_counts == "quadratic_in_means" else features

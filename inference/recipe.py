@@ -128,7 +128,7 @@ class Recipe(Spec):
     def judged(self) -> Recipe:
         """What a run of it is judged as: a mixture, where training draws and charges what bounds nothing."""
         posterior = getattr(self.guide, "posterior", None)
-        if getattr(posterior, "objective", None) != "paper":
+        if posterior is None or getattr(posterior, "objective", None) != "paper":
             return self
         posterior = posterior.model_copy(update={"objective": "mixture"})
         return self.model_copy(update={"guide": self.guide.model_copy(update={"posterior": posterior})})
