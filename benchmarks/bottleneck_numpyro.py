@@ -28,7 +28,7 @@ def ours(arrays: Arrays, objective: str) -> Step:
 
     def forward(h: Array, weights: Mapping[str, Array], key: Array) -> tuple[Array, Array]:
         layer: Any = MEASURES[type(spec)](dict(weights), spec, "float32", (("features", features), ("latent", latent)))
-        q, p = layer(h, lengths, prior=prior, key=key), prior(lengths, h.shape[-2])
+        q, p = layer(h, lengths, prior=prior), prior(lengths, h.shape[-2])
         return q.sample(key), kl_divergence(q, p).sum()
 
     return _stepped(forward, arrays)

@@ -216,15 +216,15 @@ class Program(Protocol):
         """
         ...
 
-    def mean_measure(self, state: State, batch: Batch, site: str = "F") -> np.ndarray:
-        """The mean of q(F | x), where F is what a decoder attends to: log α, μ and σ² of each component (B, M, 2 p + 1),
-        or μ after a 0 of each vector (B, M, p + 1); `models.measures.NEVER` first where there is none. Of latents that
-        hang on each other, of the chosen site with the others at their means.
+    def mean_measures(self, state: State, batch: Batch) -> dict[str, np.ndarray]:
+        """The mean of q(F | x) of each latent, F what a decoder or a block of the encoder attends to: log α, μ and σ² of each component (B, M, 2 p + 1), or μ after a 0 of each vector (B, M, p + 1);
+        `models.measures.NEVER` first where there is none. Of latents that hang on each other, with the others at their
+        means.
         """
         ...
 
-    def attention(self, state: State, batch: Batch) -> np.ndarray:
-        """What each word of a sentence weighs the components of `mean_measure` by when it is decoded from it, told the words
+    def attention(self, state: State, batch: Batch, measure: np.ndarray) -> np.ndarray:
+        """What each word of a sentence weighs the components of a mean measure by when it is decoded from it, told the words
         before: (layers, B, heads, T, M).
         """
         ...

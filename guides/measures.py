@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from ..models.spec import Spec, Support, Weight, kind_unless_said
+from .posteriors import Charge
 
 
 class MeasurePosteriorSpec(Spec):
@@ -19,6 +20,11 @@ class MeasurePosteriorSpec(Spec):
     fixed_support: ClassVar[bool] = True
 
     kind: str
+
+    @property
+    def charge(self) -> Charge:
+        """What is charged for the latent."""
+        return "kl"
 
     def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
         return {"loc": Weight((latent, features), features**-0.5), "loc_bias": Weight((latent,), 0.0)}
@@ -45,8 +51,8 @@ class DirichletProcessPosterior(_Normals):
 
     objective: "mixture", a bound that lets components vanish: atoms are independent draws from the mixture, and the KL
         is at most L_D + L_G. "stratified", the exact ELBO of a fixed number of atoms for each component, whose KL grows
-        without limit as one vanishes. "paper", the published regulariser: stratified draws in training, and
-        lambda_weights L_D + lambda_locations L_G; no bound of anything, so that it is judged as a mixture is.
+        without limit as one vanishes. "paper", the published regulariser: stratified draws, and
+        lambda_weights L_D + lambda_locations L_G; no bound of anything, so that a run is judged as a mixture is.
     pseudo_counts: "quadratic", as above. "exponential", without w₂. "quadratic_in_means", of μ_i in place of h_i: with
         w₂ = 1 / (2 r) attention over the mean of q is plain attention over the μ_i, but for the prior's share and the
         variances. Where A would pass e³⁰ all α of a sentence, which the mean does not see, shrink by one factor.
@@ -65,6 +71,11 @@ class DirichletProcessPosterior(_Normals):
     gradient: Literal["weights", "implicit"] = Field(default="weights", description='in α, of objective "mixture"')
     lambda_weights: NonNegativeFloat = 1.0
     lambda_locations: NonNegativeFloat = 1.0
+
+    @property
+    def charge(self) -> Charge:
+        charges: dict[str, Charge] = {"mixture": "bound", "stratified": "kl", "paper": "penalty"}
+        return charges[self.objective]
 
     def layout(self, *, features: int, latent: int) -> dict[str, Weight]:
         width = latent if self.pseudo_counts == "quadratic_in_means" else features
@@ -94,6 +105,10 @@ class PointVectors(MeasurePosteriorSpec):
     fixed_support: ClassVar[bool] = False
 
     kind: Literal["point_vectors"] = "point_vectors"
+
+    @property
+    def charge(self) -> Charge:
+        return "penalty"
 
 
 class PooledNormal(_Normals):

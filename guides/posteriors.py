@@ -11,6 +11,9 @@ from scipy.special import lambertw
 from ..models.flows import Flow, InverseAutoregressiveFlow
 from ..models.spec import Box, Spec, Support, Weight, kind_unless_said
 
+Charge = Literal["kl", "bound", "penalty"]
+"""KL(q ‖ p), or an upper bound of it, or a penalty, with which nothing bounds log p(x)."""
+
 
 class PosteriorSpec(Spec):
     """What every posterior says of itself. Sizes from the surroundings: `features` H, `latent` Z."""
@@ -25,6 +28,8 @@ class PosteriorSpec(Spec):
     """Whether the support is the same for all parameters, so that E ∇ log q = 0."""
     by_datum: ClassVar[bool] = True
     """Whether q(z | x) depends on x alone in training too, not on its batch."""
+    charge: ClassVar[Charge] = "kl"
+    """What is charged for the latent."""
 
     kind: str
     initial_scale: PositiveFloat = Field(default=0.01, description="W starts uniform in ± this (Li et al.: 0.01)")
@@ -147,6 +152,7 @@ class PointMass(PosteriorSpec):
     """
 
     fixed_support: ClassVar[bool] = False
+    charge: ClassVar[Charge] = "penalty"
 
     kind: Literal["point_mass"] = "point_mass"
 

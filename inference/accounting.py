@@ -33,6 +33,7 @@ class Account:
         rows: (N,) position of each row in its data set.
         tokens: W, predicted tokens with end marks; 0 when the data are not sentences.
         loss: (N,) the trained objective, where it was asked for.
+        observed: sites whose likelihood the reconstruction is of.
         shared: latent sites that are one draw for all data; 1 / N of their KL counts for each datum.
     """
 
@@ -42,6 +43,7 @@ class Account:
     posterior: dict[str, Posterior]
     rows: np.ndarray
     tokens: int
+    observed: tuple[str, ...]
     loss: np.ndarray | None = None
     shared: tuple[str, ...] = ()
 
@@ -143,6 +145,7 @@ def _account_of(
         {site: _kept(q, keep) for site, q in program.posterior(state, batch).items()} if kl else {},
         np.asarray(batch["index"])[keep],
         int(np.asarray(batch["lengths"])[keep].sum()) if "lengths" in batch else 0,
+        tuple(terms.log_likelihood),
         None if loss is None else np.asarray(loss(terms))[keep],
     )
 
@@ -173,6 +176,7 @@ def _joined(parts: Iterable[Account]) -> Account:
         },
         np.concatenate([part.rows for part in parts]),
         sum(part.tokens for part in parts),
+        whole.observed,
         None if whole.loss is None else np.concatenate([part.loss for part in parts if part.loss is not None]),
     )
 

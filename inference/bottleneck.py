@@ -71,8 +71,8 @@ def bottleneck(run: Any, sentence: str) -> Bottleneck:
         )
     (ids,), _ = encoded(run, [sentence])
     (batch,) = each(Batches(Sentences.of([ids], run.tokeniser), batch_size=1, shuffle=False))
-    measure = run.program.mean_measure(run.state, batch)[0]
+    measures = run.program.mean_measures(run.state, batch)["F"]
     words = len(ids) + 1
-    alpha = np.exp(measure[: words + 1, 0])
-    attention = run.program.attention(run.state, batch)[:, 0, :, :words, : words + 1]
+    alpha = np.exp(measures[0, : words + 1, 0])
+    attention = run.program.attention(run.state, batch, measures)[:, 0, :, :words, : words + 1]
     return Bottleneck([*(run.tokeniser.decode([one]) for one in ids), "⏎"], alpha[1:], float(alpha[0]), attention)

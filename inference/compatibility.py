@@ -50,6 +50,12 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the divergence {divergence.kind!r} as set compares vectors of one size, and the posterior "
             f"{posterior.kind!r} draws {PLACES[posterior.support]}: use the divergence {' or '.join(others)}"
         )
+    floor = getattr(divergence, "free_bits", None)
+    if attended and floor and floor.per == "dimension":
+        return (
+            f'divergence.free_bits.per = "dimension" is a floor for each coordinate, and the KL of the posterior '
+            f'{posterior.kind!r} is one number for a sentence: per = "sentence" or "batch" would be right'
+        )
     if getattr(posterior, "objective", None) == "paper" and _asks_mass(divergence):
         return (
             'the posterior with objective = "paper" has its regulariser in place of a KL, and the divergence '

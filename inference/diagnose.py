@@ -11,7 +11,7 @@ import numpy as np
 from ..engines.filtering import Filtering
 from .accounting import Account, Progress, account, first
 from .divergences import KL
-from .evaluate import evaluate_program
+from .evaluate import evaluate_run
 from .evaluation import Evaluation
 from .files import write
 from .metrics import active_dimensions
@@ -88,17 +88,7 @@ def diagnose(
         )
         draws = draws if pair.guide else 1
     else:
-        evaluation = evaluate_program(
-            program,
-            state,
-            batches,
-            particles=particles,
-            rows=rows,
-            seed=seed,
-            text=pair.text,
-            unit=run.tokeniser.unit if pair.text else None,
-            about=about,
-        )
+        evaluation = evaluate_run(run, batches, particles=particles, rows=rows, seed=seed, about=about)
         draws = (draws or DRAWS) if evaluation.sites else 1
     tree = to_arviz(run, split=split, draws=draws, max_sentences=max_sentences, rows=rows, seed=seed, progress=progress)
     found = None if pair.steps else account(program, state, batches, seed=seed)

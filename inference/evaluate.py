@@ -17,6 +17,7 @@ from ..engines.filtering import Filtering
 from ..engines.protocol import Program, State
 from ..engines.seeds import derive
 from ..engines.terms import Terms
+from ..guides.posteriors import Charge
 from ..models.errors import BadInput
 from .accounting import Account, Progress, account, each, first, real
 from .evaluation import Evaluation, SiteEvaluation
@@ -64,7 +65,6 @@ def evaluate(
     batches = run.batches(split)
     if max_sentences is not None:
         batches = first(batches, max_sentences)
-    text = run.pair.text
     about = {"pair": run.pair.name, "engine": engine or run.recipe.engine, "split": split, "seed": seed}
     if run.pair.steps:
         return evaluate_sequences(
@@ -78,17 +78,20 @@ def evaluate(
             about=about,
             progress=progress,
         )
+    return evaluate_run(run, batches, particles=particles, rows=rows, seed=seed, about=about, progress=progress)
+
+
+def evaluate_run(run: Any, batches: Any, **settings: Any) -> Evaluation:
+    """`evaluate_program` of a run, and what its bottleneck keeps where it has one."""
+    text = run.pair.text
     found = evaluate_program(
         run.program,
         run.state,
         batches,
-        particles=particles,
-        rows=rows,
-        seed=seed,
         text=text,
         unit=run.tokeniser.unit if text else None,
-        about=about,
-        progress=progress,
+        charge=run.recipe.judged.charge,
+        **settings,
     )
     prior = prior_of(run)
     return replace(found, retained=retained(run, batches=batches)) if prior and prior.weighted else found
@@ -104,28 +107,37 @@ def evaluate_program(
     seed: int,
     text: bool,
     unit: str | None = None,
+    charge: Charge = "kl",
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """The same without a run. batches: `data.Batches` or a like object, or a list of batches."""
+    """The same without a run. batches: `data.Batches` or a like object, or a list of batches. charge: of its latents; a
+    penalty is that of points.
+    """
     batches = batches if hasattr(batches, "steps_per_epoch") else list(batches)
     found = account(program, state, batches, seed=seed, particles=min(particles, ELBO_DRAWS))
     count, tokens = len(found.rows), found.tokens if text else None
-    bound = _bound(program, state, batches, found, particles, rows, seed, progress)
+    points = charge == "penalty"
+    known = not (points or program.shared)
+    bound = _bound(program, state, batches, found, particles, rows, seed, progress) if known else _NO_BOUND
     values = dict(
         sentences=count,
         tokens=tokens,
-        **_elbo(found),
+        **_elbo(found, charge),
         **bound,
         particles=particles if found.kl else 1,
         unit="nats per sentence" if text else "nats per datum",
-        sites={site: _site(found, site) for site in found.kl},
+        sites={site: _site(found, site, charge if site not in program.shared else "kl") for site in found.kl},
+        observed=found.observed,
         about=dict(about or {}),
     )
     information = _information(program, state, batches, found, seed)
-    if program.shared:
-        why = f"{program.shared[0]} is one draw for all data: no weight of a single datum bounds anything"
-        information["notes"] = {"iw_nll": why, **information["notes"]}
+    if points:
+        information["notes"] |= dict.fromkeys(("elbo", "iw_nll"), "q is points: no bound")
+    elif program.shared:
+        information["notes"]["iw_nll"] = (
+            f"{program.shared[0]} is one draw for all data: no weight of a single datum bounds anything"
+        )
     return Evaluation(**values, **_perplexities(values, unit), **information)
 
 
@@ -137,18 +149,20 @@ def validate_program(
     loss: Callable[[Terms], np.ndarray] | None = None,
     particles: int = 1,
     information: bool = False,
+    charge: Charge = "kl",
 ) -> dict[str, Any]:
     """What one pass with `particles` draws per datum tells, for the end of an epoch, in nats per datum.
 
-    `objective` (the mean of `loss`), `elbo`, `reconstruction`, `kl`, `kl_per_dimension`, `kl/SITE`, and
-    `active_units`, `rows`; with `information` also `mi`, or BadInput where it is not known.
+    `objective` (the mean of `loss`), `elbo`, None with a penalty, `reconstruction`, `kl`, or what is charged in its place,
+    `kl_per_dimension`, `kl/SITE`, and `active_units`, `rows`; with `information` also `mi`, or BadInput where it is not
+    known.
     """
     found = account(program, state, batches, seed=seed, particles=particles, loss=loss)
     by_site = {f"kl/{site}": float(kl.sum(-1).mean()) for site, kl in found.kl.items()}
     objective = {"objective": float(np.mean(found.loss))} if found.loss is not None else {}
     return {
         **objective,
-        **_elbo(found),
+        **_elbo(found, charge),
         "active_units": _active_units(found),
         **by_site,
         **({"mi": _known_information(program, state, batches, found, seed)} if information else {}),
@@ -163,23 +177,24 @@ def _known_information(program: Program, state: State, batches: Any, found: Acco
     return values["mi"]
 
 
-def _elbo(found: Account) -> dict[str, Any]:
+def _elbo(found: Account, charge: Charge) -> dict[str, Any]:
     reconstruction, kl = float(found.reconstruction.mean()), float(found.total_kl.mean())
     split = [found.kl_per_dimension(site) for site in found.kl]
     return {
-        "elbo": -(reconstruction + kl),
+        "elbo": None if charge == "penalty" else -(reconstruction + kl),
         "reconstruction": reconstruction,
         "kl": kl,
         "kl_per_dimension": None if None in split else [value for part in split for value in part or []],
     }
 
 
+_NO_BOUND = dict.fromkeys(("iw_nll", "iw_nll_standard_error", "iw_effective_particles"))
+
+
 def _bound(program, state, batches, found, particles, rows, seed, progress) -> dict[str, float | None]:
     if not found.kl:
         nll = float(found.reconstruction.mean())
         return {"iw_nll": nll, "iw_nll_standard_error": None, "iw_effective_particles": None}
-    if program.shared:
-        return dict.fromkeys(("iw_nll", "iw_nll_standard_error", "iw_effective_particles"))
     bounds = []
     for number, batch in enumerate(each(batches)):
         log_weights = program.log_weights(
@@ -199,8 +214,12 @@ def _bound(program, state, batches, found, particles, rows, seed, progress) -> d
 
 def _perplexities(values: dict[str, Any], unit: str | None) -> dict[str, Any]:
     count, tokens = values["sentences"], values["tokens"]
-    if not tokens or values["iw_nll"] is None:
+    if not tokens:
         return dict.fromkeys(("perplexity", "perplexity_unit", "perplexity_bound", "perplexity_elbo"))
+    if values["iw_nll"] is None:
+        return dict.fromkeys(("perplexity", "perplexity_bound", "perplexity_elbo")) | {
+            "perplexity_unit": unit or "token"
+        }
     bound = f"importance-weighted, {values['particles']} particles" if values["sites"] else "exact likelihood"
     return {
         "perplexity": perplexity(values["iw_nll"], count, tokens),
@@ -210,11 +229,12 @@ def _perplexities(values: dict[str, Any], unit: str | None) -> dict[str, Any]:
     }
 
 
-def _site(found: Account, site: str) -> SiteEvaluation:
+def _site(found: Account, site: str, charge: Charge) -> SiteEvaluation:
     q = found.posterior.get(site)
+    kl_from = "analytic" if site in found.analytic else "sampled"
     return SiteEvaluation(
         kl=float(found.kl[site].sum(-1).mean()),
-        kl_from="analytic" if site in found.analytic else "sampled",
+        kl_from=kl_from if charge == "kl" else charge,
         kl_per_dimension=found.kl_per_dimension(site),
         dimensions=None if q is None else q.loc.shape[-1],
         active_units=_active_of(found, site),

@@ -19,7 +19,8 @@ class SiteEvaluation:
 
     Attributes:
         kl: E_x KL(q(z | x) ‖ p(z)).
-        kl_from: "analytic", or "sampled": log q − log p at the draws.
+        kl_from: "analytic", or "sampled": log q − log p at the draws; or what stands in its place, a "bound" from above or
+            a "penalty", −log p(z) at a point.
         kl_per_dimension: where the KL is analytic and elementwise.
         dimensions: D, where q(z | x) is the same size for every row.
         active_units: dimensions whose posterior mean varies over the data, variance above 0.01.
@@ -42,11 +43,11 @@ class Evaluation:
 
     Attributes:
         sentences: N. tokens: W, predicted tokens with end marks; None when the data are not sentences.
-        elbo: −(reconstruction + kl), unweighted and without free bits; dropout and word dropout off.
-        reconstruction: −E_q log p(x | z). kl: over all latent sites.
+        elbo: −(reconstruction + kl), unweighted and without free bits; dropout and word dropout off. None of points.
+        reconstruction: −E_q log p(x | z), over all `observed` sites. kl: over all latent sites.
         kl_per_dimension: of all sites one after the other; None if a site's KL does not split.
         iw_nll: −log of the importance-weighted bound with `particles` draws; exact where there is no latent,
-            None where a latent is shared by all data.
+            None of points and where a latent is shared by all data.
         iw_nll_standard_error: its Monte Carlo error on this split.
         iw_effective_particles: how many particles carry the weight, averaged over the data.
         perplexity: exp(N · iw_nll / W) per `perplexity_unit`, end marks counted; `perplexity_bound` says from
@@ -60,7 +61,7 @@ class Evaluation:
 
     sentences: int
     tokens: int | None
-    elbo: float
+    elbo: float | None
     reconstruction: float
     kl: float
     kl_per_dimension: list[float] | None
@@ -78,6 +79,7 @@ class Evaluation:
     kl_aggregate: float | None
     unit: str
     sites: Mapping[str, SiteEvaluation]
+    observed: tuple[str, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
     retained: Retained | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -99,8 +101,8 @@ class Evaluation:
         unit, analytic = self.unit, ", ".join(f"{name} {site.kl_from}" for name, site in self.sites.items())
         error = "" if self.iw_nll_standard_error is None else f" ± {self.iw_nll_standard_error:.3f}"
         rows = [
-            ("ELBO", number(self.elbo), unit),
-            ("reconstruction", number(self.reconstruction), f"{unit}, −E log p(x | z)"),
+            ("ELBO", number(self.elbo), self._why("elbo", unit)),
+            ("reconstruction", number(self.reconstruction), f"{unit}, −E log p({', '.join(self.observed)} | z)"),
             ("KL", number(self.kl), f"{unit}" + (f" ({analytic})" if analytic else "")),
             (
                 "IW-NLL",
@@ -110,15 +112,30 @@ class Evaluation:
         ]
         if self.tokens is not None:
             rows += [
-                ("perplexity", number(self.perplexity, 2), f"per {self.perplexity_unit}, end marks counted"),
-                ("perplexity (ELBO)", number(self.perplexity_elbo, 2), f"per {self.perplexity_unit}"),
+                (
+                    "perplexity",
+                    number(self.perplexity, 2),
+                    self._why("iw_nll", f"per {self.perplexity_unit}, end marks counted"),
+                ),
+                (
+                    "perplexity (ELBO)",
+                    number(self.perplexity_elbo, 2),
+                    self._why("elbo", f"per {self.perplexity_unit}"),
+                ),
             ]
         if self.retained:
-            kept = self.retained
-            rows += [
-                ("vectors retained", number(kept.vectors), f"of 1; {number(kept.with_prior)} with the prior component"),
-                ("pseudo-counts", number(kept.pseudo_count), f"in all, the prior component's {kept.prior_share:.0%}"),
-            ]
+            below = {f" of F_{layer}": one for layer, one in enumerate(self.retained.below, 1)}
+            for site, kept in {**below, "": self.retained}.items():
+                share = f"share of the words'; {number(kept.with_prior)} with the prior component"
+                unknown = "under an empirical prior pseudo-counts are known up to a factor"
+                rows += [
+                    (f"vectors retained{site}", number(kept.vectors), unknown if kept.vectors is None else share),
+                    (
+                        f"pseudo-counts{site}",
+                        number(kept.pseudo_count),
+                        f"in all, the prior component's {kept.prior_share:.0%}",
+                    ),
+                ]
         if self.sites:
             of = f"of {self.dimensions}" if self.dimensions is not None else ""
             most = f"nats, at most {number(self.mi_ceiling)}"
@@ -163,11 +180,15 @@ class Evaluation:
         """Whether the latent says something about the data; None: there is none, or it was not measured."""
         if not self.sites:
             return None
+        if self.active_units != 0 and self.elbo is None:
+            return None
         if self.kl < 0.1 or self.active_units == 0:
             return False
         return None if self.mi is None else self.mi >= 0.1 * min(self.kl, self.mi_ceiling or self.kl)
 
     def _judgement(self) -> str:
+        if self.used is None and self.elbo is None:
+            return "The latent is points; how much they say about the data was not measured"
         if self.kl < 0.1:
             return "The latent is not used: the posterior has collapsed onto the prior"
         if self.active_units == 0:
@@ -185,7 +206,7 @@ class Evaluation:
 
     def _evidence(self) -> list[str]:
         of = f" of {self.dimensions}" if self.dimensions is not None else ""
-        evidence = [f"KL {self.kl:.2f} nats"]
+        evidence = [f"{'−log p(z)' if self.elbo is None else 'KL'} {self.kl:.2f} nats"]
         if self.mi is not None:
             evidence.append(f"mutual information {self.mi:.2f} of at most {self.mi_ceiling:.2f}")
         if self.active_units is not None:

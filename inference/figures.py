@@ -21,7 +21,8 @@ DPI = 144
 
 
 def training(train: pd.DataFrame, valid: pd.DataFrame, unit: str = "nats per datum") -> Figure:
-    """Objective and −ELBO, reconstruction, KL with its weight, over the steps.
+    """Objective and −ELBO, reconstruction, KL with its weight, over the steps. Where a penalty is charged in place of a
+    KL there is no ELBO, and the objective stands on both sides.
 
     Lines are the training data with dropout and, where the recipe has it, word dropout, smoothed over a
     twentieth of the run, the raw averages behind them; dots the validation data without dropout. Both tables
@@ -30,14 +31,20 @@ def training(train: pd.DataFrame, valid: pd.DataFrame, unit: str = "nats per dat
     figure = Figure(figsize=(11, 3.5), layout="constrained")
     whole, words, kl = figure.subplots(1, 3)
     _curve(whole, train["objective"], GREY, "objective, training")
-    _curve(whole, -train["elbo"], BLUE, "−ELBO, training")
+    bound = train["elbo"].notna().all()
+    charge = "KL" if bound else "penalty"
+    if bound:
+        _curve(whole, -train["elbo"], BLUE, "−ELBO, training")
     _curve(words, train["reconstruction"], GREEN, "−E log p(x | z), training")
-    _curve(kl, train["kl"], ORANGE, "KL, training")
+    _curve(kl, train["kl"], ORANGE, f"{charge}, training")
     if len(valid):
-        _dots(whole, -valid["elbo"], BLUE, "−ELBO, validation")
+        if bound:
+            _dots(whole, -valid["elbo"], BLUE, "−ELBO, validation")
+        else:
+            _dots(whole, valid["objective"], GREY, "objective at its final weight, validation")
         _dots(words, valid["reconstruction"], GREEN, "−E log p(x | z), validation")
-        _dots(kl, valid["kl"], ORANGE, "KL, validation")
-    for axes, title in ((whole, "objective"), (words, "reconstruction"), (kl, "KL")):
+        _dots(kl, valid["kl"], ORANGE, f"{charge}, validation")
+    for axes, title in ((whole, "objective"), (words, "reconstruction"), (kl, charge)):
         _window(axes, from_zero=axes is kl)
         plain(axes, title, "step", unit)
     _weight(kl, train["weight"])
@@ -82,7 +89,7 @@ def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datu
     whole, kl = figure.subplots(1, 2)
     for number, (name, valid) in enumerate(histories.items()):
         style = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "ms": 4, "lw": 1.6, "label": name}
-        whole.plot(valid["seconds"], -valid["elbo"], **style)
+        whole.plot(valid["seconds"], -valid["elbo"].astype(float), **style)
         kl.plot(valid["seconds"], valid["kl"], **style)
     plain(whole, "−ELBO, validation", "seconds of training", unit)
     plain(kl, "KL, validation", "seconds of training", unit)
@@ -187,11 +194,12 @@ def _smoothed(values: Any) -> np.ndarray:
 def _window(axes: Axes, *, from_zero: bool) -> None:
     """Leaves the first steep descent out of the picture, so that the rest can be read; room for a legend on
     top."""
-    curves = [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_alpha() is None]
+    lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    curves = [values for line, values in zip(axes.lines, lines, strict=True) if line.get_alpha() is None]
     late = np.concatenate([curve[len(curve) // 20 :] for curve in curves])
     late = late[np.isfinite(late)]
     if len(late):
-        low, high = (0.0 if from_zero else float(late.min())), float(np.quantile(late, 0.98))
+        low, high = (0.0 if from_zero else float(np.nanmin(np.concatenate(lines)))), float(np.quantile(late, 0.98))
         span = max(high - low, 1e-9)
         axes.set_ylim(low if from_zero else low - 0.08 * span, high + 0.45 * span)
 

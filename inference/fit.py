@@ -230,7 +230,7 @@ class Fitting:
         sites = {key: value / rows for key, value in window.items()}
         line["reconstruction"] = -sum(value for key, value in sites.items() if key.startswith("log_likelihood/"))
         line["kl"] = sum((value for key, value in sites.items() if key.startswith("kl/")), 0.0)
-        line["elbo"] = -line["reconstruction"] - line["kl"]
+        line["elbo"] = -line["reconstruction"] - line["kl"] if self.recipe.charge != "penalty" else None
         self.metrics.append(line | sites)
         position.window = {}
         self.show.metrics(line)
@@ -247,6 +247,7 @@ class Fitting:
             lambda terms: divergence.reported(terms, final),
             divergence.particles,
             self.inner is not None,
+            self.recipe.charge,
         )
         epoch = math.ceil(position.step / self.per_epoch)
         line = {"kind": "valid", "step": position.step, "epoch": epoch, "seconds": round(position.seconds, 3), **found}

@@ -80,10 +80,15 @@ class Reconstructions(_Result):
     header = ("", "")
 
     @property
+    def source(self) -> str:
+        """Which latent was decoded, in words."""
+        return {"mean": "the mean of q(z | x)", "draw": "a draw from q(z | x)"}[self.latent]
+
+    @property
     def title(self) -> str:
         unknown = f"; outside the vocabulary: {', '.join(self.unknown)}" if self.unknown else ""
         return (
-            f"{len(self.sentences)} reconstructions from the {self.latent} of q(z | x), "
+            f"{len(self.sentences)} reconstructions from {self.source}, "
             f"{describe(self.strategy)}: BLEU {self.bleu:.1f}, {self.exact:.0%} exact{unknown}"
         )
 

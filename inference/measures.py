@@ -23,7 +23,7 @@ KEPT_FROM = 0.1
 
 def prior_of(run: Any) -> MeasurePriorSpec | None:
     """The prior of a run whose decoder attends to a measure."""
-    prior = getattr(getattr(run.recipe, "model", None), "prior", None)
+    prior = getattr(run.recipe.model, "prior", None)
     return prior if isinstance(prior, MeasurePriorSpec) else None
 
 
@@ -101,12 +101,13 @@ class Retained:
     """How many vectors a bottleneck keeps, averaged over sentences.
 
     vectors: the share of the words' vectors with a pseudo-count above 0.1. with_prior: the same with the prior component
-    counted, which is always kept. pseudo_count: the total, the prior's included. prior_share: of it, the prior component's.
-    below: the same of the bottlenecks in the encoder's self-attention, from the lowest on.
+    counted, which is always kept. Both None under an empirical prior, where all pseudo-counts share a factor that changes
+    nothing. pseudo_count: the total, the prior's included. prior_share: of it, the prior component's. below: the same of the
+    bottlenecks in the encoder's self-attention, from the lowest on.
     """
 
-    vectors: float
-    with_prior: float
+    vectors: float | None
+    with_prior: float | None
     pseudo_count: float
     prior_share: float
     below: tuple[Retained, ...] = ()
@@ -114,18 +115,25 @@ class Retained:
 
 def retained(run: Any, split: str = "test", batches: Any = None) -> Retained:
     """Of a split of a run with a Dirichlet process for its posterior."""
-    batches = run.batches(split) if batches is None else batches
-    below = [_retained(run, batches, f"F_{layer}") for layer in range(1, 1 + run.recipe.guide.stacked)]
-    return replace(_retained(run, batches, "F"), below=tuple(below))
+    found: dict[str, list[np.ndarray]] = {}
+    for batch in each(run.batches(split) if batches is None else batches):
+        for site, measures in run.program.mean_measures(run.state, batch).items():
+            found.setdefault(site, []).append(_shares(measures[real(batch)][..., 0]))
+    counted = not run.recipe.model.prior.empirical
+    kept = {site: _retained(np.concatenate(shares, 1).mean(1), counted) for site, shares in found.items()}
+    return replace(kept["F"], below=tuple(kept[f"F_{layer}"] for layer in range(1, len(kept))))
 
 
-def _retained(run: Any, batches: Any, site: str) -> Retained:
-    found: list[np.ndarray] = []
-    for batch in each(batches):
-        log_alpha = run.program.mean_measure(run.state, batch, site)[real(batch)][..., 0]
-        alpha, there = np.exp(log_alpha), log_alpha > NEVER
-        kept = (alpha > KEPT_FROM) & there
-        total = alpha.sum(-1)
-        shares = kept[:, 1:].sum(-1) / there[:, 1:].sum(-1), kept.sum(-1) / there.sum(-1), total, alpha[:, 0] / total
-        found.append(np.stack(shares))
-    return Retained(*np.concatenate(found, 1).mean(1).tolist())
+def _shares(log_alpha: np.ndarray) -> np.ndarray:
+    """(4, N) of (N, M): the first four fields of `Retained`."""
+    alpha, there = np.exp(log_alpha), log_alpha > NEVER
+    kept = (alpha > KEPT_FROM) & there
+    kept[:, 0] = True
+    total = alpha.sum(-1)
+    shares = kept[:, 1:].sum(-1) / there[:, 1:].sum(-1), kept.sum(-1) / there.sum(-1)
+    return np.stack((*shares, total, alpha[:, 0] / total))
+
+
+def _retained(means: np.ndarray, counted: bool) -> Retained:
+    vectors, with_prior, *others = means.tolist()
+    return Retained(*(vectors, with_prior) if counted else (None, None), *others)

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..data import Data
+from .tables import number
 
 SHOWN = 12
 """Epochs of the table that stay in sight."""
@@ -54,7 +55,7 @@ class Plain(Display):
 
     def epoch(self, line: dict[str, Any], better: bool) -> None:
         names = (("objective", "objective"), ("elbo", "ELBO"), ("reconstruction", "rec"), ("kl", "KL"))
-        values = "  ".join(f"{label} {line[key]:.2f}" for key, label in names)
+        values = "  ".join(f"{label} {number(line[key], 2)}" for key, label in names)
         active = f"  AU {line['active_units']}" if line.get("active_units") is not None else ""
         mark = "  *" if better else ""
         print(
@@ -101,11 +102,12 @@ class Terminal(Display):
         self.progress.update(self.task, completed=step)
 
     def metrics(self, line: dict[str, Any]) -> None:
-        now = f"ELBO {line['elbo']:.2f}  rec {line['reconstruction']:.2f}  KL {line['kl']:.2f}  β {line['weight']:.2f}"
+        names = (("elbo", "ELBO"), ("reconstruction", "rec"), ("kl", "KL"), ("weight", "β"))
+        now = "  ".join(f"{label} {number(line[key], 2)}" for key, label in names)
         self.progress.update(self.task, now=now)
 
     def epoch(self, line: dict[str, Any], better: bool) -> None:
-        values = [f"{line[key]:.2f}" for key in ("objective", "elbo", "reconstruction", "kl")]
+        values = [number(line[key], 2) for key in ("objective", "elbo", "reconstruction", "kl")]
         active = line.get("active_units")
         self.rows.append(
             (

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ..guides import PAIRS, Pair
+from ..guides.posteriors import Charge
 from ..models.errors import BadInput
 from ..models.spec import Spec
 from .aggressive import Aggressive
@@ -117,6 +118,20 @@ class Recipe(Spec):
         if self.fit.refine and self.fit.consistency:
             raise ValueError("fit.refine and fit.consistency each say what a step minimises: leave one of them out")
         return self
+
+    @property
+    def charge(self) -> Charge:
+        """What is charged for the latent in training."""
+        return getattr(getattr(self.guide, "posterior", None), "charge", "kl")
+
+    @property
+    def judged(self) -> Recipe:
+        """What a run of it is judged as: a mixture, where training draws and charges what bounds nothing."""
+        posterior = getattr(self.guide, "posterior", None)
+        if posterior is None or getattr(posterior, "objective", None) != "paper":
+            return self
+        posterior = posterior.model_copy(update={"objective": "mixture"})
+        return self.model_copy(update={"guide": self.guide.model_copy(update={"posterior": posterior})})
 
     def to_toml(self) -> str:
         return _toml(self.model_dump(mode="json", exclude_none=True))

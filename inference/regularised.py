@@ -95,7 +95,7 @@ def _vectors(run: Run, progress: Progress | None) -> Iterator[tuple[np.ndarray, 
     """Vectors (B, T, p) of the training sentences, batch by batch, and where there is one (B, T)."""
     batches = run.batches("train")
     for number, batch in enumerate(each(batches)):
-        found = run.program.mean_measure(run.state, batch)[real(batch)]
+        found = run.program.mean_measures(run.state, batch)["F"][real(batch)]
         yield found[..., 1:], found[..., 0] > NEVER
         if progress:
             progress(number + 1, batches.steps_per_epoch)

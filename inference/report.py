@@ -73,7 +73,12 @@ def _analytic(evaluation: Evaluation | SequenceEvaluation) -> list[str]:
     """Which KLs are exact, and why a number is missing: never left to be guessed."""
     if isinstance(evaluation, SequenceEvaluation):
         return []
-    how = {"analytic": "analytic", "sampled": "log q − log p at the draws, a Monte Carlo estimate"}
+    how = {
+        "analytic": "analytic",
+        "sampled": "log q − log p at the draws, a Monte Carlo estimate",
+        "bound": "an upper bound, L_D + L_G",
+        "penalty": "−log p(z) at the points, a penalty in its place",
+    }
     kls = [f"KL of {name}: {how[site.kl_from]}." for name, site in evaluation.sites.items()]
     return kls + [f"No {key}: {reason}." for key, reason in evaluation.notes.items()]
 
@@ -102,7 +107,7 @@ def _reconstructions(result: Reconstructions) -> str:
         for n, (seen, back) in enumerate(zip(result.seen, result.reconstructions, strict=True))
     )
     note = (
-        f"From the {result.latent} of q(z | x), {describe(result.strategy)}. BLEU {result.bleu:.1f} "
+        f"From {result.source}, {describe(result.strategy)}. BLEU {result.bleu:.1f} "
         f"on these {len(result.sentences)}. In colour: words that came back, in order."
     )
     return f"<h2>Reconstructions</h2><p class='note'>{escape(note)}</p><table>{rows}</table>"

@@ -19,6 +19,7 @@ from ..models.vae import VAEModel
 from .datasets import ArrayData, Arrays, Dataset, SequenceData, SequenceSpec, TextData
 from .files import read_arrays, read_metrics, write, write_arrays
 from .recipe import Optimiser, Recipe, parse, read
+from .tables import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,7 @@ class Run:
     def realised(self, data_size: int) -> Program:
         """The pair on the run's engine for so many rows; weights are not loaded yet."""
         width = self.tokeniser.size if self.pair.text else self.dataset.width
-        recipe = self.recipe
+        recipe = self.recipe.judged
         if recipe.fit.precision != "float64":  # bfloat16 is a way to train
             recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": self.precision})})
         return program_of(recipe, self.pair, width, data_size, device=self.device)
@@ -166,7 +167,7 @@ class Run:
     def __repr__(self) -> str:
         valid = [line for line in self.lines if line["kind"] == "valid"]
         last = (
-            f"epoch {valid[-1]['epoch']}: valid ELBO {valid[-1]['elbo']:.2f}, KL {valid[-1]['kl']:.2f}"
+            f"epoch {valid[-1]['epoch']}: valid ELBO {number(valid[-1]['elbo'], 2)}, KL {valid[-1]['kl']:.2f}"
             if valid
             else "no epoch yet"
         )

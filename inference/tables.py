@@ -34,7 +34,9 @@ def html_table(rows: Iterable[Row], header: Row = (), *, numbers: Sequence[int] 
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A number as people write it: 1,234 or 12.345; a missing one is a dash."""
+    """A number as people write it: 1,234 or 12.345, or 1.235e+09 from there on; a missing one is a dash."""
     if value is None:
         return "–"
+    if abs(value) >= 1e9:
+        return f"{value:.{digits}e}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"

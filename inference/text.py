@@ -73,7 +73,7 @@ def reconstruct(
     """Sentences through q(z | x) and back, by default greedily from the posterior mean.
 
     sentences: any text; without it the first `count` of a split (None: all of it).
-    latent: "mean" of q(z | x), or one "draw" from it.
+    latent: "mean" of q(z | x), or one "draw" from it, or "either", the mean where the family has one in closed form.
     keep: of a random measure, only the heaviest components, as many as hold this share of its weight.
     max_words: by default ten more than the longest sentence has.
 
@@ -88,7 +88,7 @@ def reconstruct(
         ids, unknown, sentences = [chosen[i].tolist() for i in places], [], [chosen.text(i) for i in places]
     else:
         ids, unknown = encoded(run, sentences)
-    latents = latents_of(run, ids, latent, seed)
+    latents, latent = latents_of(run, ids, latent, seed)
     if keep != 1:
         if not (prior := prior_of(run)) or not prior.weighted:
             raise BadInput(f"{_name(run)}, whose latents have no weights: leave keep out")
@@ -166,7 +166,7 @@ def between(
     """Sentences along the straight lines between the posterior means of `starts` and `stops`, both as token ids: pair
     by pair, one for each of the weights of the stop. Of random measures, along the mixtures of both."""
     refuse_without_latent(run, "interpolate")
-    ends = latents_of(run, [*starts, *stops], "either", seed)
+    ends, _ = latents_of(run, [*starts, *stops], "either", seed)
     pairs = zip(ends[: len(starts)], ends[len(starts) :], strict=True)
     if prior := prior_of(run):
         lines = [one for start, stop in pairs for one in line(start, stop, weights, prior.weighted)]
@@ -220,9 +220,9 @@ class _NoMean(BadInput):
 _SPHERICAL = ("VonMisesFisher", "PowerSpherical")
 
 
-def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -> np.ndarray:
-    """(N, Z): the mean of q(z | x) for each sentence (on a sphere its direction), or one draw from it. Of what a decoder
-    attends to, measures (N, K, W).
+def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -> tuple[np.ndarray, str]:
+    """(N, Z): the mean of q(z | x) for each sentence (on a sphere its direction), or one draw from it; and which, "mean" or
+    "draw". Of what a decoder attends to, measures (N, K, W).
 
     "either": the mean where the family has one in closed form.
     """
@@ -235,7 +235,7 @@ def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -
         raise BadInput(f"latent {latent!r} is not known: 'mean' of q(z | x) or one 'draw' from it")
     batches = Batches(Sentences.of(ids, run.tokeniser), batch_size=min(32, len(ids)), shuffle=False)
     if prior_of(run):
-        return _measures_of(run, batches, latent, seed)
+        return _measures_of(run, batches, latent, seed), latent
     found = None
     for number, batch in enumerate(each(batches)):
         if latent == "mean":
@@ -248,14 +248,14 @@ def latents_of(run: Any, ids: Sequence[Sequence[int]], latent: str, seed: int) -
         found[batch["index"][real(batch)]] = z[real(batch)]
     if found is None or not np.isfinite(found).all():
         raise _NoMean("q(z | x) has no known mean: reconstruct from a draw (latent 'draw')")
-    return found
+    return found, latent
 
 
 def _measures_of(run: Any, batches: Batches, latent: str, seed: int) -> np.ndarray:
     found: dict[int, np.ndarray] = {}
     for number, batch in enumerate(each(batches)):
         if latent == "mean":
-            measures = run.program.mean_measure(run.state, batch)
+            measures = run.program.mean_measures(run.state, batch)["F"]
         else:
             key = derive(seed, "reconstruct", number)
             measures = run.program.draws(run.state, batch, seed=key, particles=1)["F"][0]

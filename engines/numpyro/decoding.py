@@ -36,11 +36,12 @@ class Decoding(Particles):
             return to_numpy(prior().sample(_key(seed), (rows,)))
         return to_numpy(prior(jnp.asarray(lengths), int(max(lengths))).sample(_key(seed)))
 
-    def mean_measure(self, state: Any, batch: Batch, site: str = "F") -> np.ndarray:
-        return to_numpy(self._measures(state.parameters, self.arrays(batch))[site])
+    def mean_measures(self, state: Any, batch: Batch) -> dict[str, np.ndarray]:
+        found = self._measures(state.parameters, self.arrays(batch))
+        return {name: to_numpy(measure) for name, measure in found.items()}
 
-    def attention(self, state: Any, batch: Batch) -> np.ndarray:
-        measure, decoder = self.mean_measure(state, batch), self.modules(state.parameters)["decoder"]
+    def attention(self, state: Any, batch: Batch, measure: np.ndarray) -> np.ndarray:
+        decoder = self.modules(state.parameters)["decoder"]
         return to_numpy(decoder.attention(jnp.asarray(measure, self.dtype), self.arrays(batch)["inputs"]))
 
     def decode_start(self, state: Any, latent: np.ndarray | None, rows: int, steps: int) -> Any:

@@ -83,22 +83,19 @@ class DirichletProcessPosterior(_Normals):
     h may have particles, (S, B, T, H). below: (…, T), what log α of the words adds up on.
     """
 
-    def __call__(
-        self, h: Array, lengths: Array, below: Array | None = None, *, prior: Any, key: Array | None = None
-    ) -> BoundedDirichletProcess:
+    def __call__(self, h: Array, lengths: Array, below: Array | None = None, *, prior: Any) -> BoundedDirichletProcess:
         spec, p = self.spec, prior(lengths, h.shape[-2])
         loc, scale = self.normals(h)
         own = jnp.broadcast_to(prior.log_alpha.astype(loc.dtype), (*loc.shape[:-2], 1))
-        penalised = key is not None and spec.objective == "paper"
         return BoundedDirichletProcess(
             self._log_alpha(h, loc, own, p.mask_of_components, below),
             _led(p.loc, loc),
             _led(p.scale, scale),
             p.mask_of_components,
             places=p.places,
-            scheme="stratified" if penalised or spec.objective == "stratified" else "mixture",
+            scheme="mixture" if spec.objective == "mixture" else "stratified",
             gradient=spec.gradient,
-            penalties=(spec.lambda_weights, spec.lambda_locations) if penalised else None,
+            penalties=(spec.lambda_weights, spec.lambda_locations) if spec.objective == "paper" else None,
         )
 
     def _log_alpha(self, h: Array, loc: Array, own: Array, mask: Array, below: Array | None) -> Array:

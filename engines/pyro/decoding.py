@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from ..protocol import Batch
+from . import objective
 from .particles import Particles, to_numpy
 
 
@@ -32,17 +33,16 @@ class Decoding(Particles):
             numbers = torch.as_tensor(np.array(lengths), device=self.settings.device)
             return to_numpy(prior(numbers, int(max(lengths))).sample())
 
-    def mean_measure(self, state: Any, batch: Batch, site: str = "F") -> np.ndarray:
+    def mean_measures(self, state: Any, batch: Batch) -> dict[str, np.ndarray]:
         _, guide = self.programs()
         with self._evaluation(0):
             trace = poutine.trace(_AtMeans()(guide)).get_trace(self.arrays(batch))
-            measure: Any = trace.nodes[site]
-            return to_numpy(measure["value"])
+            return {name: to_numpy(site["value"]) for name, site in objective.sites(trace).items()}
 
-    def attention(self, state: Any, batch: Batch) -> np.ndarray:
-        measure = torch.as_tensor(self.mean_measure(state, batch)).to(self.settings.device, self.dtype)
+    def attention(self, state: Any, batch: Batch, measure: np.ndarray) -> np.ndarray:
         with self._evaluation(0):
-            return to_numpy(self._decoder.attention(measure, self.arrays(batch)["inputs"]))
+            means = torch.as_tensor(measure).to(self.settings.device, self.dtype)
+            return to_numpy(self._decoder.attention(means, self.arrays(batch)["inputs"]))
 
     def decode_start(self, state: Any, latent: np.ndarray | None, rows: int, steps: int) -> Any:
         z = None if latent is None else torch.as_tensor(latent).to(self.settings.device, self.dtype)

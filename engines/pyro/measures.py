@@ -91,16 +91,15 @@ class DirichletProcessPosterior(_Normals):
         spec, p = self.spec, prior(lengths, h.shape[-2])
         loc, scale = self.normals(h)
         own = prior.log_alpha.expand(*loc.shape[:-2], 1)
-        penalised = self.training and spec.objective == "paper"
         return BoundedDirichletProcess(
             self._log_alpha(h, loc, own, p.mask_of_components, below),
             _led(p.loc, loc),
             _led(p.scale, scale),
             p.mask_of_components,
             places=p.places,
-            scheme="stratified" if penalised or spec.objective == "stratified" else "mixture",
+            scheme="mixture" if spec.objective == "mixture" else "stratified",
             gradient=spec.gradient,
-            penalties=(spec.lambda_weights, spec.lambda_locations) if penalised else None,
+            penalties=(spec.lambda_weights, spec.lambda_locations) if spec.objective == "paper" else None,
             validate_args=False,
         )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.special import digamma
 
+from guidebook.guides.measures import DirichletProcessPosterior
 from guidebook.models.measures import NEVER, DirichletProcessPrior, NormalVectorsPrior
 
 RNG = np.random.default_rng(0)
@@ -89,6 +90,20 @@ def test_sets_of_vectors(both, engine):
     points = room.VectorSet(made(engine, loc), None, made(engine, mask))
     at = -torch.where(keep, standard.log_prob(normal.loc), 0.0).sum((-1, -2))
     np.testing.assert_allclose(both.numpy_of(kl(points, p))[..., 0], at.numpy(), rtol=1e-10)
+
+
+def test_the_penalties_of_the_paper_stay_in_evaluation(both, engine):
+    """What `both.realised` gives is in evaluation: stratified atoms, and penalties in place of their KL."""
+    spec = DirichletProcessPosterior(objective="paper", lambda_weights=0.3, lambda_locations=0.7)
+    posterior = both.realised(engine, spec, features=4, latent=2)
+    prior = both.realised(engine, DirichletProcessPrior(dim=2))
+    lengths = made(engine, np.array([3, 1]))
+    q = posterior(made(engine, RNG.normal(size=(2, 3, 4))), lengths, prior=prior)
+    assert q.scheme == "stratified"
+    weights, locations = both.engine_module(engine, "dirichlet_process").regularisers(q, prior(lengths, 3))
+    kl = both.engine_module(engine, "analytic").analytic_kl(q, prior(lengths, 3))
+    wanted = 0.3 * both.numpy_of(weights) + 0.7 * both.numpy_of(locations)
+    np.testing.assert_allclose(both.numpy_of(kl)[..., 0], wanted)
 
 
 ALPHA, CENTRES, WIDTH = np.array([0.6, 1.4]), np.array([-3.0, 3.0]), 0.5

@@ -75,7 +75,7 @@ def test_the_kl_is_the_formula_whatever_the_draw(both, engine, objective, places
     program, state = begun(both, engine, batch, nets)
     kls = [program.terms(state, batch, seed=seed).kl["F"][:, 0] for seed in (0, 1)]
     np.testing.assert_array_equal(*kls)
-    measure = program.mean_measure(state, batch)
+    measure = program.mean_measures(state, batch)["F"]
     np.testing.assert_allclose(measure[:, 0, 0], np.log(0.8))
     np.testing.assert_allclose(measure[:, 0, 1:], [[0, 0, 1, 1]] * 4)
     wanted = [kl_by_hand(measure[i], int(n), objective, places, 0.8, 0.6) for i, n in enumerate(batch["lengths"])]

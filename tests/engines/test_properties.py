@@ -80,7 +80,7 @@ def per_row(program, state, batch, rows=slice(None)):
     tables |= {f"kl/{site}": value[rows] for site, value in found.kl.items()}
     posterior = program.posterior(state, batch)
     if "F" in posterior:
-        return tables | {"q/F": program.mean_measure(state, batch)[rows, :WIDTH]}
+        return tables | {"q/F": program.mean_measures(state, batch)["F"][rows, :WIDTH]}
     return tables | {f"q/{site}": np.stack([q.loc, q.scale])[:, rows] for site, q in posterior.items()}
 
 

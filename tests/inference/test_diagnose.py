@@ -34,7 +34,10 @@ class ToyRun:
 
     @property
     def recipe(self):
-        return SimpleNamespace(engine="toy", data=Data(), to_toml=lambda: 'pair = "toy & <toy>"\n')
+        judged = SimpleNamespace(charge="kl")
+        return SimpleNamespace(
+            engine="toy", model=None, judged=judged, data=Data(), to_toml=lambda: 'pair = "toy & <toy>"\n'
+        )
 
     @property
     def corpus(self):
@@ -130,6 +133,13 @@ def test_arrays(toys, tmp_path):
     found = diagnose(ToyRun(tmp_path / "a run", pair, toy, {"x": toy.data(20)}), draws=4, particles=3)
     assert found.posterior["posterior"]["z"].dims == ("sample", "rows", "factor")
     assert "perplexity" not in found.files["report"].read_text(encoding="utf-8")
+
+
+def test_no_curve_is_cut_off_from_below():
+    train = history(40)
+    train["objective"] = train["objective"].to_numpy() + np.where(np.arange(40) == 1, -30.0, 0.0)
+    whole = figures.training(train, history(3)).axes[0]
+    assert whole.get_ylim()[0] < train["objective"].min()
 
 
 def test_pictures_leave_matplotlib_as_it_was():

@@ -10,6 +10,7 @@ from guidebook.engines.protocol import Posterior
 from guidebook.engines.terms import Terms
 from guidebook.inference.accounting import account, first
 from guidebook.inference.evaluate import evaluate_program, validate_program
+from guidebook.inference.tables import number
 
 KEYS = {
     *("sentences", "tokens", "elbo", "reconstruction", "kl", "kl_per_dimension", "iw_nll", "particles"),
@@ -26,7 +27,7 @@ def array_batches(x, size):
         yield {"x": x[rows], "index": rows, "weight": np.where(filler, 0.0, 1.0)}
 
 
-def evaluated(program, batches, particles=20, text=False, seed=0):
+def evaluated(program, batches, particles=20, text=False, seed=0, **settings):
     return evaluate_program(
         program,
         None,
@@ -36,6 +37,7 @@ def evaluated(program, batches, particles=20, text=False, seed=0):
         seed=seed,
         text=text,
         unit="word" if text else None,
+        **settings,
     )
 
 
@@ -126,6 +128,37 @@ def test_a_language_model_has_an_exact_likelihood(toys):
     assert found.perplexity_bound == "exact likelihood"
     assert found.notes["mi"] == "there is no latent"
     assert "exact" in found.verdict
+
+
+def test_points_have_no_bound(toys):
+    toy = toys.BigramToy()
+    batches = [toys.sentence_batch(all_sentences())]
+    found, plain = (evaluated(toy, batches, text=True, charge=charge) for charge in ("penalty", "kl"))
+    assert found.elbo is found.iw_nll is found.perplexity is found.perplexity_elbo is found.perplexity_bound is None
+    assert found.notes["elbo"] == found.notes["iw_nll"] == "q is points: no bound"
+    assert (found.reconstruction, found.kl) == (plain.reconstruction, plain.kl)
+    assert found.sites["z"].kl_from == "penalty"
+    assert sum(line.endswith("–  q is points: no bound") for line in repr(found).splitlines()) == 4
+    assert "words with end marks" in found.title
+    assert "points" in found.verdict
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert validate_program(toy, None, batches, seed=1, charge="penalty")["elbo"] is None
+
+
+def test_a_bound_on_the_kl_is_called_one_and_the_reconstruction_names_its_sites(toys):
+    toy = toys.LinearGaussian()
+    found = evaluated(toy, array_batches(toy.data(20), 20), charge="bound")
+    assert found.elbo == pytest.approx(-found.reconstruction - found.kl)
+    assert "(z bound)" in repr(found)
+    assert "−E log p(x | z)" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(None, "–"), (1234, "1,234"), (12.3456, "12.346"), (-2.5e9, "-2.500e+09"), (1e13, "1.000e+13")],
+)
+def test_numbers_as_people_write_them(value, written):
+    assert number(value) == written
 
 
 def test_everything_is_json_and_readable(toys):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 
-from guidebook.inference import evaluate, fit, load, reconstruct
+from guidebook.inference import evaluate, figures, fit, load, reconstruct
+from guidebook.inference.bottleneck import bottleneck
+from guidebook.inference.diagnose import diagnose
 from guidebook.inference.measures import retained
-from guidebook.models.measures import NEVER
+from guidebook.models.measures import NEVER, DirichletProcessPrior
 
 RECIPE = """
 pair = "nvae"
@@ -75,7 +78,7 @@ def test_fitted_resumed_loaded_and_converted_alike(recipe, relative, engine, oth
     one, same, elsewhere = (bounds(run) for run in (whole, again, converted))
     assert same.elbo == one.elbo
     batch = whole.batches("test").batch(0)
-    measures = [run.program.mean_measure(run.state, batch) for run in (whole, converted)]
+    measures = [run.program.mean_measures(run.state, batch)["F"] for run in (whole, converted)]
     np.testing.assert_allclose(*measures, rtol=1e-4, atol=1e-5)
     kls = [run.program.terms(run.state, batch, seed=0).kl["F"] for run in (whole, converted)]
     np.testing.assert_allclose(*kls, rtol=1e-4)
@@ -110,12 +113,87 @@ def test_retained_vectors_by_hand(recipe, tmp_path):
     log_alpha = np.log(np.array([[0.7, 0.05, 0.2, 3.0], [0.7, 0.05, 0.09, 1.0]]))
     measures = np.concatenate((log_alpha[..., None], np.ones((2, 4, 8))), -1)
     measures[1, 3, 0] = NEVER  # a sentence of two words
-    run.program.mean_measure = lambda state, batch, site: measures
-    found = retained(run, batches=[{"weight": np.ones(2, np.float32), "index": np.arange(2)}])
+    lower = measures.copy()
+    lower[:, :, 0] = np.log(0.05)  # the prior component counts as kept whatever its pseudo-count
+    passes = []
+    run.program.mean_measures = lambda state, batch: passes.append(1) or {"F": measures, "F_1": lower}
+    batches = [{"weight": np.ones(2, np.float32), "index": np.arange(2)}]
+    found = retained(run, batches=batches)
+    assert len(passes) == 1
     assert found.vectors == pytest.approx((2 / 3 + 0 / 2) / 2)
     assert found.with_prior == pytest.approx((3 / 4 + 1 / 3) / 2)
     assert found.pseudo_count == pytest.approx((3.95 + 0.84) / 2)
     assert found.prior_share == pytest.approx((0.7 / 3.95 + 0.7 / 0.84) / 2)
+    assert (found.below[0].vectors, found.below[0].with_prior) == (0.0, 0.25)
+
+    table = repr(replace(bounds(load(run.folder), max_sentences=2), retained=found))
+    assert "share of the words'; 0.542 with the prior component" in table
+    assert "vectors retained of F_1" in table
+    assert "−E log p(n, x | z)" in table
+    assert "(F bound)" in table
+
+    run.recipe = run.recipe.model_copy(
+        update={"model": run.recipe.model.model_copy(update={"prior": DirichletProcessPrior(empirical=True)})}
+    )
+    found = retained(run, batches=batches)
+    assert found.vectors is found.with_prior is None
+    assert found.prior_share == pytest.approx((0.7 / 3.95 + 0.7 / 0.84) / 2)
+
+
+def test_what_is_validated_is_what_is_trained_and_what_is_judged_is_a_mixture(recipe, tmp_path):
+    paper = "guide.posterior={objective='paper', lambda_weights=0, lambda_locations=0}"
+    run = fit(recipe, paper, "fit.max_steps=2", out=tmp_path / "run", engine="pyro", progress=False)
+    for line in run.lines:
+        assert line["elbo"] is None, line
+        assert line["kl"] == 0, line
+        assert line["objective"] == pytest.approx(line["reconstruction"]), line
+    assert "valid ELBO –" in repr(run)
+    found = bounds(run)
+    assert found.kl > 0
+    assert found.elbo == pytest.approx(-found.reconstruction - found.kl)
+    assert found.sites["F"].kl_from == "bound"
+    assert load(run.folder).recipe.guide.posterior.objective == "paper"
+    picture = figures.training(run.history("train"), run.history("valid"))
+    said = [line.get_label() for axes in picture.axes for line in axes.lines]
+    assert not any("ELBO" in label or "KL, " in label for label in said), said
+    assert "objective at its final weight, validation" in said
+
+
+@pytest.mark.parametrize("relative", ["T", "point_mass"])
+def test_points_are_judged_without_a_bound(recipe, tiny, relative, tmp_path):
+    """And what a bottleneck keeps stands in the report."""
+    chosen = {
+        "T": (recipe, *RELATIVES["T"]),
+        "point_mass": (tiny, "pair=sentence_vae", "guide.posterior={kind='point_mass'}"),
+    }[relative]
+    run = fit(*chosen, "fit.max_steps=1", out=tmp_path / "run", engine="pyro", progress=False)
+    found = bounds(run, max_sentences=4)
+    assert found.elbo is found.iw_nll is found.perplexity is None
+    assert found.notes["elbo"] == "q is points: no bound"
+    assert np.isfinite(found.reconstruction)
+
+
+def test_what_a_bottleneck_keeps_of_a_sentence(recipe, tmp_path):
+    run = fit(recipe, "fit.max_steps=1", out=tmp_path / "run", engine="pyro", progress=False)
+    passes, means = [], run.program.mean_measures
+    run.program.mean_measures = lambda *arguments: passes.append(1) or means(*arguments)
+    found = bottleneck(run, "a b")
+    assert len(passes) == 1
+    assert found.tokens[-1] == "⏎"
+    assert found.prior == pytest.approx(0.7)
+    assert found.attention.shape == (1, 2, 3, 4)
+    np.testing.assert_allclose(found.attention.sum(-1), 1, rtol=1e-5)
+
+
+def test_the_report_says_what_is_kept_and_which_latent_was_decoded(recipe, tmp_path):
+    run = fit(recipe, "fit.max_steps=1", out=tmp_path / "run", engine="pyro", progress=False)
+    found = diagnose(run, draws=2, particles=2, max_sentences=4)
+    page = found.files["report"].read_text(encoding="utf-8")
+    assert "vectors retained" in page
+    assert "KL of F: an upper bound" in page
+    assert "From the mean of q(z | x), greedy" in page
+    assert reconstruct(run, ["a b"], latent="either").latent == "mean"
+    assert "reconstructions from a draw from q(z | x)" in repr(reconstruct(run, ["a b"], latent="draw"))
 
 
 @pytest.mark.slow
@@ -159,6 +237,7 @@ def test_vectors_that_tell_nothing_are_dropped_as_their_price_rises(engine, tmp_
         (("model.longest=5",), "one of 7: model.longest=7 would be right"),
         (("model.prior={kind='normal_vectors'}",), "use the prior dirichlet_process"),
         (("guide.posterior={kind='pooled_normal'}",), "use the prior pooled_normal"),
+        (("divergence.free_bits={nats=2}",), 'per = "sentence" or "batch" would be right'),
         (("divergence={kind='info_vae'}",), "compares vectors of one size"),
         (("divergence={kind='stein'}",), "compares vectors of one size"),
         (("divergence={kind='svgd'}",), "compares vectors of one size"),

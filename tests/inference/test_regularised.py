@@ -59,7 +59,7 @@ def plain(tiny, tmp_path_factory):
 
 def vectors(run, split="train"):
     """v (n, p) of all sentences, and which sentence each is of."""
-    found = [run.program.mean_measure(run.state, batch)[batch["weight"] > 0] for batch in batches(run, split)]
+    found = [run.program.mean_measures(run.state, batch)["F"][batch["weight"] > 0] for batch in batches(run, split)]
     return [row[row[:, 0] > NEVER, 1:].astype(np.float64) for part in found for row in part]
 
 
@@ -80,9 +80,9 @@ def logits(run, measure, words):
 def test_at_ten_it_is_what_it_was(plain, engine, tmp_path):
     run = load(plain, engine=engine)
     (batch,) = batches(run, "test")
-    measure = run.program.mean_measure(run.state, batch)
+    measure = run.program.mean_measures(run.state, batch)["F"]
     made = regularised(run, tmp_path / "made")
-    one = made.program.mean_measure(made.state, batch)
+    one = made.program.mean_measures(made.state, batch)["F"]
 
     before, after = logits(run, measure, batch["inputs"]), logits(made, one, batch["inputs"])
     assert np.ptp(before, 1).max() > 0.1  # the sentences matter
@@ -105,7 +105,7 @@ def test_the_measures_are_those_of_the_paper(plain, engine, tmp_path):
     other = load(made.folder, engine={"pyro": "numpyro", "numpyro": "pyro"}[engine])
     for judged in (made, other):
         (batch,) = batches(judged, "test")
-        found = judged.program.mean_measure(judged.state, batch)[batch["weight"] > 0]
+        found = judged.program.mean_measures(judged.state, batch)["F"][batch["weight"] > 0]
         for row, v in zip(found, vectors(run, "test"), strict=True):
             log_alpha, mu, sigma2 = row[: len(v) + 1, 0], row[: len(v) + 1, 1:7], row[: len(v) + 1, 7:]
             np.testing.assert_allclose(log_alpha[1:] - log_alpha[0], (v**2).sum(-1) / (2 * ROOT) - shift, atol=1e-3)
@@ -121,7 +121,7 @@ def test_less_of_it_is_read_as_tau_falls(plain, engine, tmp_path):
     shares, apart = [], []
     for tau in (10.0, 3.0, 0.0, -3.0, -30.0):
         made = regularised(run, tmp_path / str(tau), tau_alpha=tau)
-        measure = made.program.mean_measure(made.state, batch)[batch["weight"] > 0]
+        measure = made.program.mean_measures(made.state, batch)["F"][batch["weight"] > 0]
         shares.append(prior_share(measure.astype(np.float64), queries))
         own = measure.copy()
         own[:, 1:, 0], own[:, 1:, 1:] = NEVER, 0
@@ -147,7 +147,7 @@ def test_its_bound_is_the_paper_s(plain, engine, tmp_path):
     (batch,) = batches(made, "test")
     there = batch["weight"] > 0
     kl = np.asarray(made.program.terms(made.state, batch, seed=0).kl["F"])[there].reshape(-1)
-    for row, found in zip(made.program.mean_measure(made.state, batch)[there], kl, strict=True):
+    for row, found in zip(made.program.mean_measures(made.state, batch)["F"][there], kl, strict=True):
         row = row[row[:, 0] > NEVER].astype(np.float64)
         alpha, (mu, variance) = np.exp(row[:, 0]), np.split(row[:, 1:], 2, -1)
         prior = np.exp(made.weights["prior.log_pseudo_count"].astype(np.float64)) * len(row)  # α^p (1 + n)
