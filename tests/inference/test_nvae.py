@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from guidebook.inference import evaluate, fit, load
+from guidebook.inference import diagnose, evaluate, fit, load, to_arviz
 from guidebook.inference.measures import retained
 from guidebook.models.measures import NEVER
 
@@ -114,6 +116,40 @@ def test_retained_vectors_by_hand(recipe, tmp_path):
     assert found.with_prior == pytest.approx((3 / 4 + 1 / 3) / 2)
     assert found.pseudo_count == pytest.approx((3.95 + 0.84) / 2)
     assert found.prior_share == pytest.approx((0.7 / 3.95 + 0.7 / 0.84) / 2)
+
+
+@pytest.mark.parametrize("relative", ["nvae", "stacked", "VTS"])
+def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_path):
+    settings = RELATIVES.get(relative, ("guide.stacked=1",))
+    run = fit(recipe, *settings, "data.buckets=2", out=tmp_path / "run", engine="pyro", progress=False)
+    tree = to_arviz(run, draws=3)
+    posterior, words = tree["posterior"].dataset, tree["constant_data"]["length"].values
+    weighted = relative != "VTS"
+    location = posterior["F_location" if weighted else "F"]
+    assert location.dims == ("sample", "sentences", "atom", "coordinate")
+    assert location.sizes["coordinate"] == 4
+    there = np.isfinite(location.values)
+    expected = words + 1 if weighted else np.ceil(words / 2)
+    assert (there.sum(2) == expected[:, None]).all()
+    assert np.abs(location.values[there]).max() < 100
+    if weighted:
+        log_weight = posterior["F_log_weight"]
+        assert log_weight.dims == ("sample", "sentences", "atom")
+        np.testing.assert_array_equal(np.isfinite(log_weight), there[..., 0])
+        np.testing.assert_allclose(np.nansum(np.exp(log_weight), -1), 1, rtol=1e-5)
+    sites = {"F_1", "F"} if relative == "stacked" else {"F"}
+    parts = ("_log_weight", "_location") if weighted else ("",)
+    assert set(posterior.data_vars) == {site + part for site in sites for part in parts}
+
+
+def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_path):
+    run = fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
+    each = (max(run.corpus.test.lengths) + 1) * (4 + 1)
+    module = sys.modules[diagnose.__module__]
+    for most, sizes in ((20 * len(run.corpus.test) * each, (20, len(run.corpus.test))), (10 * 3 * each, (10, 3))):
+        monkeypatch.setattr(module, "MOST_NUMBERS", most)
+        found = diagnose(run).posterior["posterior"].sizes
+        assert (found["sample"], found["sentences"]) == sizes
 
 
 @pytest.mark.parametrize(
