@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from guidebook.inference import diagnose, evaluate, fit, load, to_arviz
+from guidebook.inference import bottleneck, diagnose, evaluate, fit, load, sample, to_arviz
+from guidebook.inference.decoding import Decoded
 from guidebook.inference.measures import retained
+from guidebook.models.errors import BadInput
 from guidebook.models.measures import NEVER
 
 RECIPE = """
@@ -178,6 +180,30 @@ def test_what_does_not_fit_is_one_sentence(cli, recipe, settings, said, tmp_path
     assert found.err.count("\n") == 1
 
 
+def test_samples_of_a_given_length_have_room_for_it(recipe, monkeypatch, tmp_path):
+    run, most = fit(recipe, "model.longest=80", out=tmp_path / "run", engine="pyro", progress=False), []
+
+    def decoded(*_, max_words, **__):
+        most.append(max_words)
+        return Decoded([], np.zeros(0))
+
+    monkeypatch.setattr("guidebook.inference.text.decode_scored", decoded)
+    for settings in ({}, {"words": 70}, {"words": 3}, {"words": 70, "max_words": 5}):
+        sample(run, 1, **settings)
+    assert most == [60, 70, 60, 5]
+    with pytest.raises(BadInput, match=r"a sentence of 2\.5 words: a whole number from 1 to 80"):
+        sample(run, 1, words=2.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_a_bottleneck_keeps_of_a_sentence(recipe, tmp_path):
+    run = fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
+    found = bottleneck(run, "a b c")
+    assert all(name in repr(found) for name in (*found.header, *"abc"))
+    assert [axes.get_label() for axes in found.picture().axes].count("<colorbar>") == 1
+    with pytest.raises(BadInput, match="a sentence has 9 words with its end mark: at most 8"):
+        bottleneck(run, "a b c a b c a b")
+
+
 def test_the_command_line(cli, recipe, tiny, tmp_path):
     fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
     vae = ("pair=sentence_vae", "fit.max_steps=1")
@@ -197,8 +223,13 @@ def test_the_command_line(cli, recipe, tiny, tmp_path):
     for arguments, said in (
         (
             ("sample", tmp_path / "run", "--words", 9),
-            "a sentence of 9 words: from 1 to 8 (model.longest) would be right",
+            "a sentence of 9 words: a whole number from 1 to 8 (model.longest) would be right",
         ),
+        (
+            ("reconstruct", tmp_path / "run", "a b c a b c a b"),
+            "a sentence has 9 words with its end mark: at most 8 (model",
+        ),
+        (("interpolate", tmp_path / "pooled", "a", "a b c a b c a b"), "at most 8 (model.longest) would be right"),
         (("sample", tmp_path / "pooled", "--words", 3), "does not hang on the number of words"),
         (("sample", tmp_path / "vae", "--words", 3), "does not hang on the number of words: leave words out"),
         (("reconstruct", tmp_path / "run", "--keep", 0), "above 0 and up to 1 would be right"),
