@@ -159,6 +159,10 @@ def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_p
     [
         (("model.prior={kind='normal_vectors', share=0}", "guide.posterior.kind=normal_vectors"), "model.prior.share"),
         (("model.prior.scale=0",), "model.prior.scale = 0 is wrong: input should be greater than 0"),
+        (("model.prior.scale=inf",), "model.prior.scale = inf is wrong: input should be a finite number"),
+        (("model.prior.loc=nan",), "model.prior.loc = nan is wrong: input should be a finite number"),
+        (("guide.posterior.initial_log_alpha=nan",), "guide.posterior.initial_log_alpha = nan is wrong"),
+        (("guide.posterior.initial_log_alpha=40.0",), "input should be less than or equal to 30"),
         (("model.prior.places=0",), "model.prior.places = 0 is wrong: input should be greater than 0"),
         (("model.longest=5",), "one of 7: model.longest=7 would be right"),
         (("model.prior={kind='normal_vectors'}",), "use the prior dirichlet_process"),
