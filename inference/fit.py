@@ -18,7 +18,7 @@ from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
 from .accounting import tokens_of
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
-from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
+from .checkpoint import ALL_DONE, Position, kept, refuse_empirical, refuse_other_settings, restore, save
 from .consistency import Views, is_binary
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
@@ -62,6 +62,7 @@ def fit(
     """
     keep_freed_memory()
     chosen, pair, name = resolve(recipe, settings, engine=engine, seed=seed, data=data)
+    refuse_empirical(chosen)
     load_engine(chosen.engine)
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{chosen.engine}-{chosen.fit.seed}"
     if folder.exists() and not folder.is_dir():

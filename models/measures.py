@@ -41,8 +41,8 @@ class DirichletProcessPrior(MeasurePriorSpec):
     2023, §3): π ~ Dir(B / K₀, …), z_k ~ N(loc, scale² I).
 
     empirical: means and variances of the p coordinates, in place of loc and scale, and the unit that pseudo-counts are
-        counted in are weights that no step moves (Fehr & Henderson 2024). `regularised` fills them from data; until
-        then they are 0, 1 and 1.
+        counted in are weights that no step moves (Fehr & Henderson 2024). `regularised` fills them from data, and `fit`
+        takes no such prior.
     """
 
     support: ClassVar[Support] = "measure"
