@@ -169,6 +169,7 @@ def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_p
         (("guide.posterior={kind='pooled_normal'}",), "use the prior pooled_normal"),
         (("divergence={kind='info_vae'}",), "compares vectors of one size"),
         (("divergence={kind='stein'}",), "compares vectors of one size"),
+        (("divergence.kind=fivo",), "fivo filters the steps of a sequence, and the pair 'nvae' has none"),
         (("divergence={kind='svgd'}",), "compares vectors of one size"),
         (("divergence={kind='iwae'}", "guide.posterior={objective='paper'}"), 'use objective = "mixture"'),
         (("fit.refine={}",), "fit.refine is for one latent vector a datum"),
