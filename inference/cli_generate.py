@@ -176,7 +176,12 @@ def judge(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep that language model in this folder.")] = None,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=0, help="Besides: curves of interpolation between so many pairs of sentences.")
+        int,
+        typer.Option(
+            "--pairs",
+            min=0,
+            help="Besides: curves of interpolation between so many pairs of sentences, drawn in RUN/figures.",
+        ),
     ] = 0,
     strategy: StrategyOption = None,
     temperature: TemperatureOption = 1.0,

@@ -92,9 +92,12 @@ def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datu
     return figure
 
 
-def interpolation(weights: Sequence[float], bleu: Mapping[str, Sequence[float]], novel: Sequence[float]) -> Figure:
+def interpolation(
+    title: str, weights: Sequence[float], bleu: Mapping[str, Sequence[float]], novel: Sequence[float]
+) -> Figure:
     """BLEU to either end, and the share of new sentences, over the weight of the second end."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
     near, new = figure.subplots(1, 2)
     for (end, values), colour in zip(bleu.items(), COLOURS, strict=False):
         near.plot(weights, values, color=colour, marker="o", ms=4, lw=1.6, label=end)

@@ -61,7 +61,7 @@ class InterpolationCurve:
         """BLEU to either end, and the share of novel outputs."""
         from . import figures
 
-        return figures.interpolation(self.weights, {"a": self.bleu_a, "b": self.bleu_b}, self.novel)
+        return figures.interpolation(self.title, self.weights, {"a": self.bleu_a, "b": self.bleu_b}, self.novel)
 
     @property
     def title(self) -> str:
