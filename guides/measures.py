@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeFloat
 from ..models.spec import Spec, Support, Weight, kind_unless_said
 from .posteriors import Charge
 
+LOG_ALPHA = (-14.0, 30.0)
+"""Least and largest log α of a word."""
+
 
 class MeasurePosteriorSpec(Spec):
     """What these posteriors say of themselves. Sizes from the surroundings: `features` H, `latent` p."""
@@ -67,7 +70,12 @@ class DirichletProcessPosterior(_Normals):
     pseudo_counts: Literal["quadratic", "exponential", "quadratic_in_means"] = Field(
         default="quadratic", description="log α of h and h², of h alone, or of μ and μ²"
     )
-    initial_log_alpha: float = Field(default=3.0, description="where b_α starts, of the lowest of stacked ones: weights of small variance")
+    initial_log_alpha: float = Field(
+        default=3.0,
+        ge=LOG_ALPHA[0],
+        le=LOG_ALPHA[1],
+        description="where b_α starts, of the lowest of stacked ones: weights of small variance",
+    )
     gradient: Literal["weights", "implicit"] = Field(default="weights", description='in α, of objective "mixture"')
     lambda_weights: NonNegativeFloat = 1.0
     lambda_locations: NonNegativeFloat = 1.0

@@ -67,6 +67,7 @@ def restore(folder: Path, program: Program, state: State, fingerprint: str) -> t
 def refuse_other_settings(folder: Path, recipe: Recipe, pair: Pair) -> None:
     """A run goes on under its own recipe, but for how long."""
     stored = parse(read(folder / "recipe.toml")[0], pair=pair, origin=str(folder / "recipe.toml"))
+    refuse_empirical(stored)
     for key, values in differences(stored, recipe).items():
         if key not in MAY_CHANGE:
             there, here = ("not set" if value is None else repr(value) for value in values)
@@ -74,6 +75,15 @@ def refuse_other_settings(folder: Path, recipe: Recipe, pair: Pair) -> None:
                 f"{key} is {there} in {folder} and {here} now: a run goes on with the settings it began with, "
                 f"only {' and '.join(MAY_CHANGE)} may change"
             )
+
+
+def refuse_empirical(recipe: Recipe) -> None:
+    """No training fills an empirical prior, and none moves it."""
+    if getattr(getattr(recipe.model, "prior", None), "empirical", False):
+        raise BadInput(
+            "a prior with empirical = true is filled by guidebook regularise, whose runs are for use: fit neither begins nor "
+            "resumes one, and without model.prior.empirical it would be right"
+        )
 
 
 def kept(folder: Path) -> str:

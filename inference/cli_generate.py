@@ -35,9 +35,10 @@ def sample(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     width: BeamOption = 5,
-    max_words: LengthOption = 60,
+    max_words: LengthOption = None,
     words: Annotated[
-        int | None, typer.Option("--words", min=1, help="n of p(F | n) of an nvae; default: drawn from p(n).")
+        int | None,
+        typer.Option("--words", min=1, help="Of an nvae: n of p(F | n), end mark counted; default: drawn from p(n)."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Of sequences; default: the median of the training data.")
@@ -56,7 +57,7 @@ def sample(
 
     loaded = loaded_run(run, pair, device, engine)
     if loaded.pair.steps:
-        if (strategy, temperature, top_k, top_p, width, max_words, words) != (None, 1.0, None, None, 5, 60, None):
+        if (strategy, temperature, top_k, top_p, width, max_words, words) != (None, 1.0, None, None, 5, None, None):
             raise BadInput(
                 f"{run} is a run of sequences: --strategy and its kin choose words, --steps is for sequences"
             )
@@ -175,7 +176,12 @@ def judge(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep that language model in this folder.")] = None,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=0, help="Besides: curves of interpolation between so many pairs of sentences.")
+        int,
+        typer.Option(
+            "--pairs",
+            min=0,
+            help="Besides: curves of interpolation between so many pairs of sentences, drawn in RUN/figures.",
+        ),
     ] = 0,
     strategy: StrategyOption = None,
     temperature: TemperatureOption = 1.0,

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import BadInput
-from .divergences import Divergence
 from .evaluate import evaluate
 from .evaluation import Evaluation
 from .files import write
 from .fit import fit
-from .mistakes import models_in, nearest
 from .resolve import resolve
 from .run import Run
 from .sequence_evaluation import SequenceEvaluation
@@ -94,15 +92,14 @@ def compare(
 ) -> Comparison:
     """Fits `recipe` once for each value of `variation`, "KEY=VALUE,VALUE,…", and judges all runs alike.
 
-    A value is what `fit` takes after `KEY=`; for `divergence`, also KIND or KIND:NUMBER (`iwae:8`, `renyi:0.5`), where
-    the number is that of its `shorthand`. The runs are folders in `out` (by default runs/compare-RECIPE), and one that
-    is there already is gone on with.
+    A value is what `fit` takes after `KEY=`, as `iwae:8` and `renyi:0.5` after `divergence=`. The runs are folders in
+    `out` (by default runs/compare-RECIPE), and one that is there already is gone on with.
 
     Raises:
         BadInput: as `fit`, before anything is trained.
     """
     key, values = _variation(variation)
-    changes = {value: [*settings, f"{key}={_expanded(value) if key == 'divergence' else value}"] for value in values}
+    changes = {value: [*settings, f"{key}={value}"] for value in values}
     name = ""
     for change in changes.values():
         _, _, name = resolve(recipe, change, engine=engine, seed=seed, data=data)
@@ -159,16 +156,3 @@ def _split(values: str) -> list[str]:
         else:
             depth += (letter in "{[") - (letter in "}]")
     return [part.strip() for part in parts]
-
-
-def _expanded(value: str) -> str:
-    """`renyi:0.5` as the table that it stands for."""
-    if value.startswith("{"):
-        return value
-    kind, colon, argument = value.partition(":")
-    kinds = {spec.model_fields["kind"].default: spec for spec in models_in(Divergence) if "kind" in spec.model_fields}
-    if kind not in kinds:
-        raise BadInput(f"there is no divergence {kind!r}{nearest(kind, kinds)}; divergences: {', '.join(kinds)}")
-    shorthand = getattr(kinds[kind], "shorthand", "")
-    text = argument if re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", argument) else f'"{argument}"'
-    return f'{{kind = "{kind}"' + (f", {shorthand} = {text}}}" if colon else "}")

@@ -44,7 +44,7 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f"the prior 'vamp' is a mixture of the posterior at pseudo-inputs, and the posterior {posterior.kind!r} "
             f"{why}: use the posterior {' or '.join(others)}"
         )
-    if attended and (divergence.needs - ALONG or divergence.needs & {"evidence"}):
+    if attended and not divergence.filtering and (divergence.needs - ALONG or divergence.needs & {"evidence"}):
         others = [k for k, spec in kinds(Divergence).items() if _example(spec).needs <= {"path", "score"}]
         return (
             f"the divergence {divergence.kind!r} as set compares vectors of one size, and the posterior "

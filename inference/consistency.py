@@ -30,9 +30,9 @@ class Consistency(Spec):
     loss in value and somewhat more in cost; what is validated is the plain one.
     """
 
-    weight: NonNegativeFloat = Field(default=0.1, allow_inf_nan=False, description="λ")
+    weight: NonNegativeFloat = Field(default=0.1, description="λ")
     word_dropout: float | None = Field(default=None, ge=0, le=1, description="of sentences")
-    noise: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="of vectors")
+    noise: float | None = Field(default=None, ge=0, description="of vectors")
 
     def misfit(self, pair: Pair, posterior: Any) -> str | None:
         """Why a pair cannot have it; None where it can."""

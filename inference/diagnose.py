@@ -14,20 +14,21 @@ from .divergences import KL
 from .evaluate import evaluate_run
 from .evaluation import Evaluation
 from .files import write
+from .measures import prior_of
 from .metrics import active_dimensions
 from .particles import latent_size
 from .sequence_evaluation import SequenceEvaluation, evaluate_sequences
 from .sequences import forecast, generate
 from .strategies import Greedy, Sample
 from .tables import text_table
-from .text import interpolate, reconstruct, sample
+from .text import interpolate, of_split, reconstruct, sample
 
 if TYPE_CHECKING:  # xarray and matplotlib take a second to import, and most commands do without
     import xarray as xr
 
 DRAWS, ROWS_EXPORTED, PARTICLES, EXAMPLES, SAMPLES = 100, 500, 100, 8, 3
 FEWEST_DRAWS, MOST_NUMBERS = 10, 2**23
-"""Of latents with a time axis, which may be long: fewer draws, then fewer sequences, so that no more are exported."""
+"""Of latents of each step or word, which may be many: fewer draws, then fewer data, so that no more are exported."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,8 +75,8 @@ def diagnose(
 ) -> Diagnosis:
     """Writes `posterior.nc`, `figures/*.png` and `report.html` into the run folder.
 
-    The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` (100, of long
-    sequences fewer) and `particles` particles in the bound: what `evaluate` says of the whole split is better.
+    The first `max_sentences` of the split are looked at, with `draws` draws each in `posterior.nc` (100, of latents
+    of each step or word fewer) and `particles` particles in the bound: what `evaluate` says of the whole split is better.
     """
     from .report import page
 
@@ -89,7 +90,7 @@ def diagnose(
         draws = draws if pair.guide else 1
     else:
         evaluation = evaluate_run(run, batches, particles=particles, rows=rows, seed=seed, about=about)
-        draws = (draws or DRAWS) if evaluation.sites else 1
+        draws = draws if evaluation.sites else 1
     tree = to_arviz(run, split=split, draws=draws, max_sentences=max_sentences, rows=rows, seed=seed, progress=progress)
     found = None if pair.steps else account(program, state, batches, seed=seed)
     pictures = _pictures(run, found, tree) if found else _sequence_pictures(run, split, seed)
@@ -124,15 +125,15 @@ def to_arviz(
 ) -> xr.DataTree:
     """A run as one ArviZ object: posterior, log_likelihood, observed_data, and sample_stats with lp and log_q.
 
-    Dimensions are named by the plate and the pair's sites. draws: 100, of long sequences fewer. batches: to export in
+    Dimensions are named by the plate and the pair's sites. draws: 100, of latents of each step or word fewer. batches: to export in
     place of the first `max_sentences` of the split.
     """
     from .export import program_to_arviz
 
     if run.pair.steps:
         run = run.judged_by(KL())
-        if batches is None and draws is None:
-            draws, max_sentences = _room(run, split, max_sentences)
+    if (run.pair.steps or prior_of(run)) and batches is None and draws is None:
+        draws, max_sentences = _room(run, split, max_sentences)
     return program_to_arviz(
         run.program,
         run.state,
@@ -142,6 +143,7 @@ def to_arviz(
         sites=run.pair.sites,
         text=run.pair.text,
         steps=run.pair.steps is not None,
+        measure=prior_of(run),
         rows=rows,
         seed=seed,
         attributes=_about(run, split, seed),
@@ -150,9 +152,13 @@ def to_arviz(
 
 
 def _room(run: Any, split: str, count: int) -> tuple[int, int]:
-    """Draws and sequences to export."""
-    lengths = run.dataset.splits[split].lengths[:count]
-    each = int(lengths.max()) * latent_size(run)
+    """Draws and data to export."""
+    if prior := prior_of(run):
+        lengths = np.asarray(of_split(run, split).lengths[:count])
+        each = prior.atoms(int(lengths.max())) * (prior.dim + 1) * (1 + run.recipe.guide.stacked)
+    else:
+        lengths = run.dataset.splits[split].lengths[:count]
+        each = int(lengths.max()) * latent_size(run)
     count = min(len(lengths), max(1, MOST_NUMBERS // (FEWEST_DRAWS * each)))
     return min(DRAWS, max(FEWEST_DRAWS, MOST_NUMBERS // (count * each))), count
 

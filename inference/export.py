@@ -2,6 +2,8 @@
 
 Draws have the one dimension `sample`, of sequences `chain` and `draw`; the data plate and the event dimensions are named
 as the pair names them. A latent of each step is one site with the dimension `time`, NaN after the end of its sequence.
+A random measure F is two, `F_log_weight` (atom) and `F_location` (atom, coordinate), and a set of vectors F is its locations;
+NaN where a sentence has no atom.
 
     posterior        every latent site of the data plate (sample, plate, event …)
     log_likelihood   every observed site (sample, plate), at the same draws
@@ -26,6 +28,7 @@ from arviz_base import from_dict
 from ..engines.protocol import Batch, Program, State
 from ..engines.seeds import derive
 from ..models.errors import FailedRun
+from ..models.measures import NEVER, MeasurePriorSpec
 from .accounting import Progress, each, real
 
 Arrays = dict[str, np.ndarray]
@@ -41,6 +44,7 @@ def program_to_arviz(
     sites: Mapping[str, Sequence[str]] | None = None,
     text: bool = False,
     steps: bool = False,
+    measure: MeasurePriorSpec | None = None,
     rows: int = 2048,
     seed: int = 0,
     attributes: Mapping[str, Any] | None = None,
@@ -53,6 +57,7 @@ def program_to_arviz(
         plate, sites, text: as in `guides.Pair`: the plate's name, event dimension names by site, whether the
             data are sentences (the observed site is then `batch["targets"]`, padded with 0).
         steps: whether the data are sequences, with a mask (B, T) in each batch.
+        measure: the prior of the latents, where a decoder attends to them: they are packed as it packs its own.
         rows: the programs run on at most this many particle rows at once.
         attributes: of the whole tree, beside library and version.
     """
@@ -69,6 +74,8 @@ def program_to_arviz(
     }
     timed = {site: ("time", *names) if steps else names for site, names in (sites or {}).items()}
     dims = _dimensions(groups, plate, timed)
+    if measure and "posterior" in groups:
+        groups["posterior"], dims = _unpacked(groups["posterior"], dims, measure.weighted)
     if steps:
         drawn = [group for group in groups if _PLATE_AXIS[group]]
         groups |= {group: {name: array[None] for name, array in groups[group].items()} for group in drawn}
@@ -181,6 +188,20 @@ def _padded(arrays: list[np.ndarray], axis: int) -> list[np.ndarray]:
         )
         for array in arrays
     ]
+
+
+def _unpacked(packed: Arrays, dims: dict[str, list[str]], weighted: bool) -> tuple[Arrays, dict[str, list[str]]]:
+    """Log weights and locations of atoms, or locations alone of plain vectors, and all dimensions."""
+    found: Arrays = {}
+    for site, draws in packed.items():
+        draws = np.where(draws[..., :1] > NEVER, draws, np.nan)
+        *rows, coordinate = dims[site]
+        if not weighted:
+            found[site] = draws[..., 1:]
+            continue
+        found |= {f"{site}_log_weight": draws[..., 0], f"{site}_location": draws[..., 1:]}
+        dims = dims | {f"{site}_log_weight": rows, f"{site}_location": [*rows, coordinate]}
+    return found, {name: names for name, names in dims.items() if name in found or name not in packed}
 
 
 def _dimensions(groups: dict[str, Arrays], plate: str, sites: dict[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
+from .measures import KEPT_FROM
+
 # Okabe and Ito's colours, told apart by all readers.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#333333"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -97,9 +99,12 @@ def comparison(histories: Mapping[str, pd.DataFrame], unit: str = "nats per datu
     return figure
 
 
-def interpolation(weights: Sequence[float], bleu: Mapping[str, Sequence[float]], novel: Sequence[float]) -> Figure:
+def interpolation(
+    title: str, weights: Sequence[float], bleu: Mapping[str, Sequence[float]], novel: Sequence[float]
+) -> Figure:
     """BLEU to either end, and the share of new sentences, over the weight of the second end."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
     near, new = figure.subplots(1, 2)
     for (end, values), colour in zip(bleu.items(), COLOURS, strict=False):
         near.plot(weights, values, color=colour, marker="o", ms=4, lw=1.6, label=end)
@@ -119,9 +124,10 @@ def bottleneck(tokens: Sequence[str], pseudo_counts: np.ndarray, prior: float, a
     figure = Figure(figsize=(max(5.0, 0.5 * len(columns) + 1.5), 6.0), layout="constrained")
     counts, read = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     counts.bar(range(len(columns)), [prior, *pseudo_counts], color=[GREY, *[BLUE] * len(tokens)])
-    counts.axhline(0.1, color=ORANGE, lw=1, ls="--")
+    counts.axhline(KEPT_FROM, color=ORANGE, lw=1, ls="--")
     counts.set_yscale("log")
-    read.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    shares = read.imshow(attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(shares, ax=read, label="share")
     plain(counts, "pseudo-counts; kept above the dashed line", "", "α")
     plain(read, "attention of each decoded word (rows) to the components", "", "")
     read.set_xticks(range(len(columns)), columns, rotation=60, ha="right")

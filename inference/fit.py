@@ -18,7 +18,7 @@ from ..guides import Pair
 from ..models.errors import BadInput, FailedRun, Interrupted
 from .accounting import tokens_of
 from .aggressive import GUIDE, MODEL, Aggressive, InnerLoop, refuse_one_side
-from .checkpoint import ALL_DONE, Position, kept, refuse_other_settings, restore, save
+from .checkpoint import ALL_DONE, Position, kept, refuse_empirical, refuse_other_settings, restore, save
 from .consistency import Views, is_binary
 from .datasets import Dataset, TextData
 from .evaluate import validate_program
@@ -54,7 +54,7 @@ def fit(
         out: the run folder; by default `runs/NAME-ENGINE-SEED`.
         resume: go on with the run in `out`; only `fit.epochs` and `fit.max_steps` may have changed.
         data: arrays for a pair whose data are arrays, datum axis first: a dict, or the path of an .npz.
-        progress: a live display on standard error; None: where that is a terminal, else a line per epoch; False: nothing.
+        progress: a live display on standard error; None: where that is a terminal, else a line an epoch; False: nothing.
 
     Raises:
         BadInput: anything wrong with recipe, data or folder. FailedRun: a value that is not finite (names the site), a
@@ -62,6 +62,7 @@ def fit(
     """
     keep_freed_memory()
     chosen, pair, name = resolve(recipe, settings, engine=engine, seed=seed, data=data)
+    refuse_empirical(chosen)
     load_engine(chosen.engine)
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{chosen.engine}-{chosen.fit.seed}"
     if folder.exists() and not folder.is_dir():
@@ -81,7 +82,7 @@ def fit(
 
 
 class Fitting:
-    """One call of `fit`, on a dataset that may be another than the recipe names."""
+    """One call of `fit`; its dataset may be another than the recipe names."""
 
     def __init__(
         self, recipe: Recipe, pair: Pair, dataset: Dataset, folder: Path, device: str, show: Display, resume: bool

@@ -22,7 +22,8 @@ class _Result:
         return asdict(self)  # pyright: ignore[reportArgumentType]
 
     def __repr__(self) -> str:
-        return f"{self.title}\n{text_table(self.rows(), right=())}"
+        header = [self.header] if any(self.header) else []
+        return f"{self.title}\n{text_table([*header, *self.rows()], right=())}"
 
     def _repr_html_(self) -> str:
         return f"<p><b>{self.title}</b></p>{html_table(self.rows(), self.header)}"

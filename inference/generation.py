@@ -131,8 +131,8 @@ def judge_samples(
     steps = _steps_of(language_model) if reverse_steps is None else reverse_steps
     if steps:
         _refuse_few(count, language_model)
-    longest = max_words or int(np.max(run.corpus.train.lengths)) - 1
-    samples = drawn(run, count, strategy, max(longest, 1), seed).sentences
+    longest = max(int(np.max(run.corpus.train.lengths)) - 1, 1) if max_words is None else max_words
+    samples = drawn(run, count, strategy, longest, seed).sentences
     reverse, taken = _reverse(language_model, samples, real, steps, out, progress) if steps else (None, None)
     return Judgement(
         forward=perplexity_under(language_model, samples),

@@ -61,7 +61,7 @@ class InterpolationCurve:
         """BLEU to either end, and the share of novel outputs."""
         from . import figures
 
-        return figures.interpolation(self.weights, {"a": self.bleu_a, "b": self.bleu_b}, self.novel)
+        return figures.interpolation(self.title, self.weights, {"a": self.bleu_a, "b": self.bleu_b}, self.novel)
 
     @property
     def title(self) -> str:
@@ -103,7 +103,7 @@ def interpolation_curve(
     strategy, sentences, weights = strategy or Greedy(), of_split(run, split), np.linspace(0.0, 1.0, steps)
     a, b = _pairs(sentences, pairs, derive(seed, "pairs"), split)
     starts, stops = ([sentences[i].tolist() for i in chosen] for chosen in (a, b))
-    longest = max_words or max(map(len, starts + stops)) + ROOM
+    longest = max(map(len, starts + stops)) + ROOM if max_words is None else max_words
     found = between(run, starts, stops, weights, strategy, longest, seed).sentences
     outputs = [found[pair * steps : (pair + 1) * steps] for pair in range(pairs)]
     novel = np.array(

@@ -31,9 +31,9 @@ def prior_draws(run: Any, count: int, seed: int, words: int | None = None) -> np
     """(N, K, p + 1) from p(n) p(F | n). words: n, in place of a draw from p(n)."""
     if prior_of(run).by_length:  # pyright: ignore[reportOptionalMemberAccess]
         log_shares = run.weights["length.log_shares"].astype(np.float64)
-        if words is not None and not 1 <= words < len(log_shares):
+        if words is not None and not (isinstance(words, int | np.integer) and 1 <= words < len(log_shares)):
             raise BadInput(
-                f"a sentence of {words} words: from 1 to {len(log_shares) - 1} (model.longest) would be right"
+                f"a sentence of {words} words: a whole number from 1 to {len(log_shares) - 1} (model.longest) would be right"
             )
         shares = np.exp(log_shares - log_shares.max())
         rng = np.random.default_rng([seed, count])

@@ -34,7 +34,6 @@ from .mistakes import models_in, nearest, sentence
 from .refine import Refine
 from .schedules import Constant, NumberOrSchedule
 
-Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[NonNegativeFloat, Field(lt=1)]
 
 _BARE_POINT = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")
@@ -47,11 +46,11 @@ class Optimiser(Spec):
     """An optimiser. The schedule multiplies the learning rate; clip bounds the global gradient norm over both sides."""
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Finite = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     schedule: NumberOrSchedule = Constant()
-    clip: PositiveFloat = Field(default=5.0, description="inf: no clipping")
+    clip: PositiveFloat = Field(default=5.0, allow_inf_nan=True, description="inf: no clipping")
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), strict=False)
-    eps: Finite = 1e-8
+    eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     momentum: NonNegativeFloat = 0.0
 

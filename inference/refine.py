@@ -21,9 +21,9 @@ class Refine(Spec):
     """
 
     steps: PositiveInt = 20
-    learning_rate: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
+    learning_rate: PositiveFloat = 1.0
     momentum: Annotated[NonNegativeFloat, Field(lt=1)] = 0.5
-    clip: PositiveFloat = Field(default=5.0, description="inf: no clipping")
+    clip: PositiveFloat = Field(default=5.0, allow_inf_nan=True, description="inf: no clipping")
     backpropagate: bool = True
 
     def refinement(self) -> Refinement:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..models.spec import Spec
-
-Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Constant(Spec):
     """value at every step."""
 
     kind: Literal["constant"] = "constant"
-    value: Factor = 1.0
+    value: NonNegativeFloat = 1.0
 
     def at(self, step: float) -> float:
         return self.value
@@ -26,8 +24,8 @@ class Linear(Spec):
     """From start to stop over `steps` steps after the first `wait`, then stop (Bowman et al. 2016; He et al. 2019)."""
 
     kind: Literal["linear"] = "linear"
-    start: Factor = 0.0
-    stop: Factor = 1.0
+    start: NonNegativeFloat = 0.0
+    stop: NonNegativeFloat = 1.0
     steps: PositiveInt = Field(description="steps of the ramp")
     wait: NonNegativeInt = Field(default=0, description="steps at `start` before the ramp")
 
@@ -42,7 +40,7 @@ class Logistic(Spec):
     kind: Literal["logistic"] = "logistic"
     midpoint: PositiveInt = Field(default=2500, description="x0, the step at half height")
     rate: PositiveFloat = Field(default=0.0025, description="k, per step")
-    stop: Factor = 1.0
+    stop: NonNegativeFloat = 1.0
 
     def at(self, step: float) -> float:
         return self.stop * 0.5 * (1.0 + math.tanh(0.5 * self.rate * (step - self.midpoint)))
@@ -59,8 +57,8 @@ class Cyclical(Spec):
     steps: PositiveInt = Field(description="steps of all cycles together")
     cycles: PositiveInt = 4
     ratio: PositiveFloat = Field(default=0.5, le=1, description="share of a cycle that rises")
-    start: Factor = 0.0
-    stop: Factor = 1.0
+    start: NonNegativeFloat = 0.0
+    stop: NonNegativeFloat = 1.0
 
     def at(self, step: float) -> float:
         if step >= self.steps:
@@ -76,8 +74,8 @@ class Cosine(Spec):
 
     kind: Literal["cosine"] = "cosine"
     steps: PositiveInt
-    start: Factor = 1.0
-    stop: Factor = 0.0
+    start: NonNegativeFloat = 1.0
+    stop: NonNegativeFloat = 0.0
 
     def at(self, step: float) -> float:
         done = min(step / self.steps, 1.0)

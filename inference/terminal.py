@@ -27,7 +27,9 @@ TemperatureOption = Annotated[float, typer.Option("--temperature", help="Of --st
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Of --strategy sample: only so many words.")]
 TopPOption = Annotated[float | None, typer.Option("--top-p", help="Of --strategy sample: only words of this mass.")]
 BeamOption = Annotated[int, typer.Option("--width", help="Of --strategy beam.")]
-LengthOption = Annotated[int, typer.Option("--max-words", min=1, help="Longest sentence.")]
+LengthOption = Annotated[
+    int | None, typer.Option("--max-words", min=1, help="Longest sentence; default 60, or as --words says.")
+]
 
 
 def loaded_run(folder: Path, pair: str | None, device: str, engine: str | None) -> Any:

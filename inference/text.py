@@ -17,6 +17,9 @@ from .generated import Interpolation, Reconstructions, Samples
 from .measures import line, prior_draws, prior_of, pruned, stacked
 from .strategies import Beam, Greedy, Sample
 
+LONGEST = 60
+"""Words of a sample, at most."""
+
 ROOM = 10
 """Words a reconstruction may be longer than the longest of its sentences."""
 
@@ -28,16 +31,18 @@ def sample(
     count: int = 10,
     *,
     strategy: Greedy | Sample | Beam | None = None,
-    max_words: int = 60,
+    max_words: int | None = None,
     words: int | None = None,
     seed: int = 0,
 ) -> Samples:
     """Sentences from the model: z ~ p(z), then words by `strategy` (default: sampled as they are).
 
     words: n of a pair whose prior hangs on it, end mark included, in place of a draw from p(n).
+    max_words: by default 60, or `words` where those are more.
     """
     strategy = strategy or Sample()
-    found = drawn(run, count, strategy, max_words, seed, words)
+    longest = max(LONGEST, words or 0) if max_words is None else max_words
+    found = drawn(run, count, strategy, longest, seed, words)
     return Samples(_texts(run, found), found.scores.tolist(), strategy.model_dump(), seed)
 
 
@@ -88,6 +93,8 @@ def reconstruct(
         ids, unknown, sentences = [chosen[i].tolist() for i in places], [], [chosen.text(i) for i in places]
     else:
         ids, unknown = encoded(run, sentences)
+    if not ids:
+        raise BadInput("there is no sentence to reconstruct: one or more would be right")
     latents, latent = latents_of(run, ids, latent, seed)
     if keep != 1:
         if not (prior := prior_of(run)) or not prior.weighted:
@@ -97,7 +104,7 @@ def reconstruct(
         run,
         latents,
         strategy,
-        max_words or max(map(len, ids)) + ROOM,
+        max(map(len, ids)) + ROOM if max_words is None else max_words,
         seed,
     )
     seen, texts = [run.tokeniser.decode(one) for one in ids], _texts(run, found)
@@ -137,10 +144,12 @@ def interpolate(
     if steps < 2:
         raise BadInput(f"an interpolation of {steps} steps has no two ends: at least 2 would be right")
     strategy = strategy or Greedy()
-    ends = [end or run.corpus.test.text(min(place, len(run.corpus.test) - 1)) for place, end in enumerate((a, b))]
+    test = run.corpus.test
+    ends = [test.text(min(place, len(test) - 1)) if end is None else end for place, end in enumerate((a, b))]
     ids, unknown = encoded(run, ends)
     weights = np.linspace(0.0, 1.0, steps)
-    found = between(run, ids[:1], ids[1:], weights, strategy, max_words or max(map(len, ids)) + ROOM, seed)
+    longest = max(map(len, ids)) + ROOM if max_words is None else max_words
+    found = between(run, ids[:1], ids[1:], weights, strategy, longest, seed)
     seen = [run.tokeniser.decode(one) for one in ids]
     return Interpolation(
         a=seen[0],
@@ -181,7 +190,7 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
     A word that is outside it as written is read as its lower-cased pieces ("File." as "file .") if those are
     inside.
     """
-    lower = run.recipe.data.lowercase
+    lower, longest = run.recipe.data.lowercase, getattr(getattr(run.recipe, "model", None), "longest", None)
     ids, unknown = [], {}
     for sentence in sentences:
         words = (sentence.lower() if lower else sentence).split()
@@ -193,6 +202,11 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
         read = [_as_known(word, run.tokeniser) for word in words]
         unknown |= dict.fromkeys(word for word in read if _is_unknown(word, run.tokeniser))
         ids.append(run.tokeniser.encode(" ".join(read)))
+        if longest is not None and len(ids[-1]) >= longest:
+            raise BadInput(
+                f"a sentence has {len(ids[-1]) + 1:,} {run.tokeniser.unit}s with its end mark: at most {longest:,} "
+                "(model.longest) would be right"
+            )
     return ids, list(unknown)
 
 

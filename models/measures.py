@@ -31,14 +31,18 @@ class MeasurePriorSpec(Spec):
     kind: str
     dim: PositiveInt = Field(default=64, le=100_000, description="p, dimensions of a vector")
 
+    def atoms(self, words: int) -> int:
+        """K, places of a draw for a sentence of so many words."""
+        raise NotImplementedError
+
 
 class DirichletProcessPrior(MeasurePriorSpec):
     """F ~ DP(N(loc, scale² I), B) by K₀ = places · (n + 1) atoms, B = pseudo_count + increment · n (Henderson & Fehr
     2023, §3): π ~ Dir(B / K₀, …), z_k ~ N(loc, scale² I).
 
     empirical: means and variances of the p coordinates, in place of loc and scale, and the unit that pseudo-counts are
-        counted in are weights that no step moves (Fehr & Henderson 2024). `regularised` fills them from data; until
-        then they are 0, 1 and 1.
+        counted in are weights that no step moves (Fehr & Henderson 2024). `regularised` fills them from data, and `fit`
+        takes no such prior.
     """
 
     support: ClassVar[Support] = "measure"
@@ -58,6 +62,9 @@ class DirichletProcessPrior(MeasurePriorSpec):
             raise ValueError("the locations of an empirical prior are weights: leave loc and scale out")
         return self
 
+    def atoms(self, words: int) -> int:
+        return self.places * (words + 1)
+
     def layout(self) -> dict[str, Weight]:
         if not self.empirical:
             return {}
@@ -76,6 +83,9 @@ class NormalVectorsPrior(MeasurePriorSpec):
     kind: Literal["normal_vectors"] = "normal_vectors"
     share: float = Field(default=1.0, gt=0, le=1)
 
+    def atoms(self, words: int) -> int:
+        return len(self.kept(words))
+
     def kept(self, steps: int) -> list[int]:
         """The words that have a vector, of `steps` words."""
         ends = [math.ceil(place * self.share - 1e-9) for place in range(steps + 1)]
@@ -89,6 +99,9 @@ class PooledNormalPrior(MeasurePriorSpec):
     by_length: ClassVar[bool] = False
 
     kind: Literal["pooled_normal"] = "pooled_normal"
+
+    def atoms(self, words: int) -> int:
+        return 1
 
 
 class LengthLaw(Spec):

@@ -16,9 +16,10 @@ decoder attends to, among random measures, sets of vectors for the words, or sin
 
 
 class Spec(BaseModel):
-    """A declarative part of a recipe. Unknown keys and "3" for 3 are errors; instances are immutable and hashable."""
+    """A declarative part of a recipe. Unknown keys, "3" for 3, and numbers that are not finite, unless a field allows them,
+    are errors; instances are immutable and hashable."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def layout(self, **sizes: int) -> dict[str, Weight]:
         """The weights of the network this spec describes, by engine-neutral name, in PyTorch's layout."""

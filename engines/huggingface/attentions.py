@@ -25,8 +25,8 @@ def attentions(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     Raises:
         BadInput: no encoder-decoder, or one of its layers cannot become denoising attention; says which and why.
     """
-    if not model.config.is_encoder_decoder:
-        raise BadInput(f"{type(model).__name__} is no encoder-decoder, as BART or Marian are")
+    if not (isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder):
+        raise BadInput(f"{type(model).__name__} is no encoder-decoder of transformers, as BART or Marian are")
     found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     encoder = set(model.get_encoder().modules())
     for name, layer in model.named_modules():

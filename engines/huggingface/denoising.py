@@ -16,10 +16,13 @@ weight among the x, so there is none. (1 − g) and μ's share of x are multipli
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from functools import cache
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,12 +55,15 @@ def regularised(
     """
     if rule not in ("exact", "reference"):
         raise BadInput(f"the rule of a mean measure is exact or reference, not {rule!r}")
-    _check_implementation(model.config)
     found = attentions(model)
+    _check_implementation(model.config)
     taus = {"tau_alpha": tau_alpha, "tau_sigma": tau_sigma, "tau_mu": tau_mu}
     for name, tau in taus.items():
         if isinstance(tau, Mapping) and (unknown := set(tau) - set(KINDS)):
             raise BadInput(f"{name} is of {', '.join(KINDS)}, not of {sorted(unknown)[0]!r}")
+        for each in tau.values() if isinstance(tau, Mapping) else (tau,):
+            if not (isinstance(each, Real) and math.isfinite(each)):
+                raise BadInput(f"{name} is a finite number, or one for each kind of attention, not {each!r}")
     for layers in found.values():
         for name, layer in layers.items():
             _check_prior(name, layer, priors)
@@ -84,6 +90,11 @@ def _check_prior(name: str, layer: Any, priors: Mapping[str, EmpiricalPrior]) ->
     given, width = len(priors[name].loc), layer.k_proj.in_features
     if given != width:
         raise BadInput(f"the prior of {name} is of width {given}, the layer of {width}: it is of another model")
+    finite = all(np.isfinite(each).all() for each in priors[name])
+    if not finite or np.min(priors[name].variance) < 0 or priors[name].log_alpha_scale < 0:
+        raise BadInput(
+            f"the prior of {name} has a variance below 0 or a number that is not finite: empirical_priors gives none"
+        )
 
 
 def _convert(layer: Any, kind: str, prior: EmpiricalPrior, taus: Mapping[str, float], rule: Rule) -> None:

@@ -95,8 +95,10 @@ def _named(name: str, prior: Callable[[], EmpiricalPrior]) -> EmpiricalPrior:
 
 
 def save_priors(priors: Mapping[str, EmpiricalPrior], path: str | Path) -> None:
-    """One safetensors file, which replaces `path` whole or not at all."""
+    """One safetensors file, which replaces `path` whole or not at all; BadInput if there is no such folder."""
     path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise BadInput(f"{path} cannot be written: the name of a file in a folder that exists would be right")
     partial = path.with_name(f".{path.name}.partial")
     save_file(
         {f"{name}.{field}": np.asarray(x) for name, each in priors.items() for field, x in each._asdict().items()},
@@ -111,7 +113,7 @@ def load_priors(path: str | Path) -> dict[str, EmpiricalPrior]:
         arrays = load_file(path)
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist: save_priors writes it") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BadInput(f"{path} is truncated or not a safetensors file: {error}") from None
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():

@@ -18,8 +18,6 @@ from .module import Realised
 from .precision import product
 from .vector_set import VectorSet
 
-_LOG_ALPHA = (-14.0, 30.0)
-
 
 class DirichletProcessPrior(Realised):
     """p(F | n): prior(n (B,), T) is a BoundedDirichletPrior over T + 1 components, the first the prior's own."""
@@ -107,10 +105,10 @@ class DirichletProcessPosterior(_Normals):
             found = found + product(x**2, self.weights["alpha_square"][None])[..., 0]
         found = found if below is None else found + below
         if not of_means:
-            return jnp.concatenate((own, jnp.clip(found, *_LOG_ALPHA)), -1)
+            return jnp.concatenate((own, jnp.clip(found, *posteriors.LOG_ALPHA)), -1)
         both = jnp.concatenate((own, found), -1)
         total = logsumexp(jnp.where(mask, both, NEVER), axis=-1, keepdims=True)
-        return both - jnp.maximum(total - _LOG_ALPHA[1], 0)
+        return both - jnp.maximum(total - posteriors.LOG_ALPHA[1], 0)
 
 
 class NormalVectors(_Normals):

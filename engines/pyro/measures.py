@@ -18,8 +18,6 @@ from .module import Realised
 from .priors import _Placed
 from .vector_set import VectorSet
 
-_LOG_ALPHA = (-14.0, 30.0)
-
 
 class DirichletProcessPrior(_Placed):
     """p(F | n): prior(n (B,), T) is a BoundedDirichletPrior over T + 1 components, the first the prior's own."""
@@ -112,10 +110,10 @@ class DirichletProcessPosterior(_Normals):
             found = found + x.square() @ self.get_parameter("alpha_square")
         found = found if below is None else found + below
         if not of_means:
-            return torch.cat((own, found.clamp(*_LOG_ALPHA)), -1)
+            return torch.cat((own, found.clamp(*posteriors.LOG_ALPHA)), -1)
         both = torch.cat((own, found), -1)
         total = both.where(mask, NEVER).logsumexp(-1, keepdim=True)
-        return both - (total - _LOG_ALPHA[1]).clamp(min=0)
+        return both - (total - posteriors.LOG_ALPHA[1]).clamp(min=0)
 
 
 class NormalVectors(_Normals):

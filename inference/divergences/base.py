@@ -27,7 +27,7 @@ class Objectives(Spec):
     weighs: ClassVar[bool] = False
     """Whether draws are weighed by p / q."""
     shorthand: ClassVar[str] = "particles"
-    """The field that `KIND:VALUE` sets in a comparison."""
+    """The field that `KIND:VALUE` sets."""
 
     kind: str
     weight: NumberOrSchedule = Constant()

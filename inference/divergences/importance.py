@@ -65,7 +65,7 @@ class Renyi(Objectives):
     weighs: ClassVar[bool] = True
 
     kind: Literal["renyi"] = "renyi"
-    alpha: float = Field(default=0.5, allow_inf_nan=False)
+    alpha: float = 0.5
     particles: PositiveInt = 8
     estimator: Literal["pathwise", "stl"] = "pathwise"
 

@@ -402,12 +402,15 @@ def test_other_input_is_refused(given, tmp_path):
     for wrong, match in (
         ({}, f"no prior of {name}"),
         (priors | {name: EmpiricalPrior(np.zeros(3), np.ones(3), 1.0, 1.0)}, "of width 3, the layer of 32"),
+        (priors | {name: priors[name]._replace(variance=-np.ones(P))}, "variance below 0"),
     ):
         with pytest.raises(BadInput, match=match):
             regularised(model, wrong)
     for wrong, match in (
         ({"tau_alpha": {"self": 1}}, "not of 'self'"),
         ({"tau_sigma": 2.0}, "shares"),
+        ({"tau_alpha": float("nan")}, "not nan"),
+        ({"tau_alpha": {"cross": "ten"}}, "not 'ten'"),
         ({"rule": "other"}, "exact or reference"),
     ):
         with pytest.raises(BadInput, match=match):
@@ -417,6 +420,12 @@ def test_other_input_is_refused(given, tmp_path):
         empirical_priors(model, [{key: each for key, each in few.items() if key != "labels"}])
     with pytest.raises(BadInput, match=f"{name}: .*two vectors"):
         empirical_priors(model, [])
+    with pytest.raises(BadInput, match="Linear is no encoder-decoder"):
+        regularised(torch.nn.Linear(2, 2), priors)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadInput, match="cannot be written"):
+        save_priors(priors, tmp_path / "none" / "priors")
+    with pytest.raises(BadInput, match="not a safetensors file"):
+        load_priors(tmp_path)
     with pytest.raises(BadInput, match="does not exist"):
         load_priors(tmp_path / "none")
     (tmp_path / "other").write_bytes(b"no such file")

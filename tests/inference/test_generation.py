@@ -145,6 +145,7 @@ def test_interpolation_says_what_is_near_and_what_is_new(bigram):
     assert (found.perplexity.sentences, found.perplexity.tokens) == (8, 24)
     assert found.perplexity.value == pytest.approx(np.exp(by_hand(bigram.program.table, [5, 4]) / 3), rel=1e-12)
     assert found.picture().axes[0].lines[0].get_ydata().tolist() == found.bleu_a
+    assert found.picture().get_suptitle() == found.title
 
 
 class Copier:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 
-from guidebook.inference import evaluate, figures, fit, load, reconstruct
-from guidebook.inference.bottleneck import bottleneck
-from guidebook.inference.diagnose import diagnose
+from guidebook.inference import (
+    bottleneck,
+    diagnose,
+    evaluate,
+    figures,
+    fit,
+    load,
+    reconstruct,
+    sample,
+    to_arviz,
+)
+from guidebook.inference.decoding import Decoded
 from guidebook.inference.measures import retained
+from guidebook.models.errors import BadInput
 from guidebook.models.measures import NEVER, DirichletProcessPrior
 
 RECIPE = """
@@ -183,6 +194,10 @@ def test_what_a_bottleneck_keeps_of_a_sentence(recipe, tmp_path):
     assert found.prior == pytest.approx(0.7)
     assert found.attention.shape == (1, 2, 3, 4)
     np.testing.assert_allclose(found.attention.sum(-1), 1, rtol=1e-5)
+    assert all(name in repr(found) for name in (*found.header, *"ab"))
+    assert [axes.get_label() for axes in found.picture().axes].count("<colorbar>") == 1
+    with pytest.raises(BadInput, match="a sentence has 9 words with its end mark: at most 8"):
+        bottleneck(run, "a b c a b c a b")
 
 
 def test_the_report_says_what_is_kept_and_which_latent_was_decoded(recipe, tmp_path):
@@ -228,11 +243,49 @@ def test_vectors_that_tell_nothing_are_dropped_as_their_price_rises(engine, tmp_
     assert bleu[2.0] > 85
 
 
+@pytest.mark.parametrize("relative", ["nvae", "stacked", "VTS"])
+def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_path):
+    settings = RELATIVES.get(relative, ("guide.stacked=1",))
+    run = fit(recipe, *settings, "data.buckets=2", out=tmp_path / "run", engine="pyro", progress=False)
+    tree = to_arviz(run, draws=3)
+    posterior, words = tree["posterior"].dataset, tree["constant_data"]["length"].values
+    weighted = relative != "VTS"
+    location = posterior["F_location" if weighted else "F"]
+    assert location.dims == ("sample", "sentences", "atom", "coordinate")
+    assert location.sizes["coordinate"] == 4
+    there = np.isfinite(location.values)
+    expected = words + 1 if weighted else np.ceil(words / 2)
+    assert (there.sum(2) == expected[:, None]).all()
+    assert np.abs(location.values[there]).max() < 100
+    if weighted:
+        log_weight = posterior["F_log_weight"]
+        assert log_weight.dims == ("sample", "sentences", "atom")
+        np.testing.assert_array_equal(np.isfinite(log_weight), there[..., 0])
+        np.testing.assert_allclose(np.nansum(np.exp(log_weight), -1), 1, rtol=1e-5)
+    sites = {"F_1", "F"} if relative == "stacked" else {"F"}
+    parts = ("_log_weight", "_location") if weighted else ("",)
+    assert set(posterior.data_vars) == {site + part for site in sites for part in parts}
+
+
+def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_path):
+    run = fit(recipe, out=tmp_path / "run", engine="pyro", progress=False)
+    each = (max(run.corpus.test.lengths) + 1) * (4 + 1)
+    module = sys.modules[diagnose.__module__]
+    for most, sizes in ((20 * len(run.corpus.test) * each, (20, len(run.corpus.test))), (10 * 3 * each, (10, 3))):
+        monkeypatch.setattr(module, "MOST_NUMBERS", most)
+        found = diagnose(run).posterior["posterior"].sizes
+        assert (found["sample"], found["sentences"]) == sizes
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         (("model.prior={kind='normal_vectors', share=0}", "guide.posterior.kind=normal_vectors"), "model.prior.share"),
         (("model.prior.scale=0",), "model.prior.scale = 0 is wrong: input should be greater than 0"),
+        (("model.prior.scale=inf",), "model.prior.scale = inf is wrong: input should be a finite number"),
+        (("model.prior.loc=nan",), "model.prior.loc = nan is wrong: input should be a finite number"),
+        (("guide.posterior.initial_log_alpha=nan",), "guide.posterior.initial_log_alpha = nan is wrong"),
+        (("guide.posterior.initial_log_alpha=40.0",), "input should be less than or equal to 30"),
         (("model.prior.places=0",), "model.prior.places = 0 is wrong: input should be greater than 0"),
         (("model.longest=5",), "one of 7: model.longest=7 would be right"),
         (("model.prior={kind='normal_vectors'}",), "use the prior dirichlet_process"),
@@ -240,6 +293,7 @@ def test_vectors_that_tell_nothing_are_dropped_as_their_price_rises(engine, tmp_
         (("divergence.free_bits={nats=2}",), 'per = "sentence" or "batch" would be right'),
         (("divergence={kind='info_vae'}",), "compares vectors of one size"),
         (("divergence={kind='stein'}",), "compares vectors of one size"),
+        (("divergence.kind=fivo",), "fivo filters the steps of a sequence, and the pair 'nvae' has none"),
         (("divergence={kind='svgd'}",), "compares vectors of one size"),
         (("divergence={kind='iwae'}", "guide.posterior={objective='paper'}"), 'use objective = "mixture"'),
         (("fit.refine={}",), "fit.refine is for one latent vector a datum"),
@@ -253,6 +307,21 @@ def test_what_does_not_fit_is_one_sentence(cli, recipe, settings, said, tmp_path
     assert found.status == 2, found.err
     assert said in found.err
     assert found.err.count("\n") == 1
+
+
+def test_samples_of_a_given_length_have_room_for_it(recipe, monkeypatch, tmp_path):
+    run, most = fit(recipe, "model.longest=80", out=tmp_path / "run", engine="pyro", progress=False), []
+
+    def decoded(*_, max_words, **__):
+        most.append(max_words)
+        return Decoded([], np.zeros(0))
+
+    monkeypatch.setattr("guidebook.inference.text.decode_scored", decoded)
+    for settings in ({}, {"words": 70}, {"words": 3}, {"words": 70, "max_words": 5}):
+        sample(run, 1, **settings)
+    assert most == [60, 70, 60, 5]
+    with pytest.raises(BadInput, match=r"a sentence of 2\.5 words: a whole number from 1 to 80"):
+        sample(run, 1, words=2.5)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_command_line(cli, recipe, tiny, tmp_path):
@@ -274,8 +343,13 @@ def test_the_command_line(cli, recipe, tiny, tmp_path):
     for arguments, said in (
         (
             ("sample", tmp_path / "run", "--words", 9),
-            "a sentence of 9 words: from 1 to 8 (model.longest) would be right",
+            "a sentence of 9 words: a whole number from 1 to 8 (model.longest) would be right",
         ),
+        (
+            ("reconstruct", tmp_path / "run", "a b c a b c a b"),
+            "a sentence has 9 words with its end mark: at most 8 (model",
+        ),
+        (("interpolate", tmp_path / "pooled", "a", "a b c a b c a b"), "at most 8 (model.longest) would be right"),
         (("sample", tmp_path / "pooled", "--words", 3), "does not hang on the number of words"),
         (("sample", tmp_path / "vae", "--words", 3), "does not hang on the number of words: leave words out"),
         (("reconstruct", tmp_path / "run", "--keep", 0), "above 0 and up to 1 would be right"),

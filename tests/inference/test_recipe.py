@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidebook.guides import PAIRS, Pair
+from guidebook.inference.divergences import IWAE, FDivergence, Renyi
 from guidebook.inference.recipe import RECIPES, differences, override, parse, read
 from guidebook.inference.resolve import pair_in_file, resolve
 from guidebook.models.errors import BadInput
@@ -63,6 +64,20 @@ def test_any_settings_survive_toml(chosen):
     assert parse(tomllib.loads(recipe.to_toml())) == recipe
 
 
+@pytest.mark.parametrize(
+    ("short", "spec"),
+    [
+        ("iwae", IWAE()),
+        ("iwae:4", IWAE(particles=4)),
+        ("renyi:0.5", Renyi(alpha=0.5)),
+        ("f_divergence:hellinger", FDivergence(f="hellinger")),
+    ],
+)
+def test_the_short_form_of_a_divergence(short, spec):
+    assert override(QUICKSTART, [f"divergence={short}"]).divergence == spec
+    assert parse({"divergence": short}).divergence == spec
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_string_survives_toml(text):
     data = QUICKSTART.data.model_copy(update={"corpus": text})
@@ -88,7 +103,9 @@ def test_every_pair_has_a_recipe_of_defaults():
             r"model.decoder.kind = 'lstn' is unknown \(did you mean 'lstm'\?\); known: lstm, gru",
         ),
         ("divergence.kind=kll", r"did you mean 'kl'\?"),
-        ("divergence=iwae", r"'iwae' is wrong: a table would be right, divergence = \{kind = \"iwae\"\}$"),
+        ("data.tokeniser=bpe", r"'bpe' is wrong: a table would be right, data.tokeniser = \{kind = \"bpe\"\}$"),
+        ("divergence=iwea:4", r"divergence.kind = 'iwea' is unknown \(did you mean 'iwae'\?\)"),
+        ("divergence=iwae:0.5", r"divergence.particles = 0.5 is wrong: .*integer"),
         ("fit.consistency=1.0", r"a table would be right, fit.consistency = \{KEY = VALUE\}$"),
         ("divergence.weight.kind=linnear", r"did you mean 'linear'\?"),
         ("data.tokeniser.kind=wordz", r"did you mean 'words'\?"),

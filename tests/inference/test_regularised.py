@@ -220,6 +220,22 @@ def test_taus_out_of_range(plain, tmp_path, taus):
     assert not (tmp_path / "made").exists()
 
 
+def test_no_fit_begins_or_resumes_one(plain, cli, tmp_path):
+    regularised(load(plain), tmp_path / "made")
+    for recipe in (plain / "recipe.toml", tmp_path / "made" / "recipe.toml"):
+        found = cli("fit", recipe, "--out", tmp_path / "made", "--resume")
+        assert (found.status, found.err.count("\n")) == (2, 1), found.err
+        assert "filled by guidebook regularise" in found.err
+    process = (
+        "model.prior={kind = 'dirichlet_process', dim = 6, empirical = true}",
+        "guide.posterior.kind=dirichlet_process",
+    )
+    found = cli("fit", plain / "recipe.toml", *process, "--out", tmp_path / "new")
+    assert found.status == 2
+    assert "filled by guidebook regularise" in found.err
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_command(plain, cli, tmp_path):
     found = cli("regularise", plain, "--tau-alpha", "2", "--out", tmp_path / "made", "--json")
     assert found.status == 0, found.err

@@ -108,7 +108,7 @@ def test_a_language_model_samples_without_a_latent(run):
 def test_results_are_json_and_readable(run, made):
     found = made(run)
     json.dumps(found.to_dict(), allow_nan=False)
-    assert all(text in repr(found) for text in found.to_dict()["sentences"])
+    assert all(text in repr(found) for text in (*found.header, *found.to_dict()["sentences"]))
     assert "<table>" in found._repr_html_()
 
 
@@ -122,6 +122,11 @@ def test_results_are_json_and_readable(run, made):
         (lambda run: reconstruct(run, ["the", "  "]), SENTENCE_VAE, "no word"),
         (lambda run: reconstruct(run, ["the " * 21]), SENTENCE_VAE, "21 words"),
         (lambda run: reconstruct(run, latent="mode"), SENTENCE_VAE, "'mode'"),
+        (lambda run: reconstruct(run, []), SENTENCE_VAE, "no sentence to reconstruct"),
+        (lambda run: reconstruct(run, count=0), SENTENCE_VAE, "no sentence to reconstruct"),
+        (lambda run: reconstruct(run, ["the"], max_words=0), SENTENCE_VAE, "max_words is 0"),
+        (lambda run: interpolate(run, "the", "file", max_words=0), SENTENCE_VAE, "max_words is 0"),
+        (lambda run: interpolate(run, "", "file"), SENTENCE_VAE, "the sentence '' has no word"),
         (lambda run: interpolate(run, "the", "file", 1), SENTENCE_VAE, "at least 2"),
         (lambda run: sample(run, 0), SENTENCE_VAE, "at least 1"),
     ],
