@@ -33,7 +33,7 @@ def training(train: pd.DataFrame, valid: pd.DataFrame, unit: str = "nats per dat
     figure = Figure(figsize=(11, 3.5), layout="constrained")
     whole, words, kl = figure.subplots(1, 3)
     _curve(whole, train["objective"], GREY, "objective, training")
-    bound = train["elbo"].notna().all()
+    bound = bool(np.isfinite(train["elbo"].to_numpy(dtype=float)).all())
     charge = "KL" if bound else "penalty"
     if bound:
         _curve(whole, -train["elbo"], BLUE, "−ELBO, training")

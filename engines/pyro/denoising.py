@@ -215,7 +215,7 @@ def _general(query: Tensor, keys: Keys, projections: Projections, visible: Tenso
     gates = (keys.gate, torch.zeros_like(keys.gate[..., :1, :1]) if keys.square is None else keys.square)
     parts = [query, keys.key, keys.value, _mask(keys.bias, visible), *(x.unsqueeze(-3).to(dtype) for x in gates)]
     tiles = zip(*(_flat(x, batch).split(rows) for x in parts), strict=True)
-    found = torch.cat([_gated(*tile, lift, through, keys.square is not None) for tile in tiles])
+    found = torch.cat([_gated(*tile, lift=lift, through=through, squared=keys.square is not None) for tile in tiles])
     return found.view(*batch, *found.shape[1:])
 
 
@@ -226,6 +226,7 @@ def _gated(
     bias: Tensor,
     gate: Tensor,
     square: Tensor,
+    *,
     lift: Tensor,
     through: Tensor,
     squared: bool,

@@ -21,7 +21,7 @@ def _spelt_out(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     kind, colon, argument = value.partition(":")
-    named = {spec.model_fields["kind"].default: spec for spec in models_in(Divergence)}
+    named: dict[str, Any] = {spec.model_fields["kind"].default: spec for spec in models_in(Divergence)}
     return {"kind": kind} | ({named[kind].shorthand: _number(argument)} if colon and kind in named else {})
 
 

@@ -421,7 +421,7 @@ def test_other_input_is_refused(given, tmp_path):
     with pytest.raises(BadInput, match=f"{name}: .*two vectors"):
         empirical_priors(model, [])
     with pytest.raises(BadInput, match="Linear is no encoder-decoder"):
-        regularised(torch.nn.Linear(2, 2), priors)  # pyright: ignore[reportArgumentType]
+        regularised(torch.nn.Linear(2, 2), priors)
     with pytest.raises(BadInput, match="cannot be written"):
         save_priors(priors, tmp_path / "none" / "priors")
     with pytest.raises(BadInput, match="not a safetensors file"):

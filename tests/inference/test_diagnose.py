@@ -139,7 +139,7 @@ def test_no_curve_is_cut_off_from_below():
     train = history(40)
     train["objective"] = train["objective"].to_numpy() + np.where(np.arange(40) == 1, -30.0, 0.0)
     whole = figures.training(train, history(3)).axes[0]
-    assert whole.get_ylim()[0] < train["objective"].min()
+    assert whole.get_ylim()[0] < train["objective"].to_numpy().min()
 
 
 def test_pictures_leave_matplotlib_as_it_was():

@@ -321,7 +321,7 @@ def test_samples_of_a_given_length_have_room_for_it(recipe, monkeypatch, tmp_pat
         sample(run, 1, **settings)
     assert most == [60, 70, 60, 5]
     with pytest.raises(BadInput, match=r"a sentence of 2\.5 words: a whole number from 1 to 80"):
-        sample(run, 1, words=2.5)  # pyright: ignore[reportArgumentType]
+        sample(run, 1, words=2.5)
 
 
 def test_the_command_line(cli, recipe, tiny, tmp_path):
