@@ -40,12 +40,12 @@ MODELS = {
     "VTS-0.5": [VECTORS % 0.5, NORMALS, RAMP % 0.02],
     "NVAE-C-0.005": [*MIXTURE, RAMP % 0.005],
     "VTP-0.02": [*POOLED, RAMP % 0.02],
-    "NVAE-B-0.05": [PAPER % 0.05, RAMP % 1.0],
+    "NVAE-B-0.5": [PAPER % 0.5, RAMP % 1.0],
     "VTS-0.25": [VECTORS % 0.25, NORMALS, RAMP % 0.02],
     "NVAE-B-0.1": [PAPER % 0.1, RAMP % 1.0],
     "NVAE-C-0.001": [*MIXTURE, RAMP % 0.001],
     "VT-0.1": [VECTORS % 1.0, NORMALS, RAMP % 0.1],
-    "NVAE-B-0.01": [PAPER % 0.01, RAMP % 1.0],
+    "NVAE-B-2": [PAPER % 2.0, RAMP % 1.0],
 }
 """Name, of the model and its weight or, of VTS, its share of places → settings. The KL of a mixture counts each of its four
 places, so that its weights are a fourth of the others' at the same price."""

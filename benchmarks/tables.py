@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check    exit status 1 where a table does not show what the results hold
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`: `quality` and `sequences` (from
-RECIPE.ENGINE.SEED.json), `bottlenecks` (from bottleneck.NAME.json), `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms",
+RECIPE.ENGINE.SEED.json), `bottlenecks` (from bottleneck.CORPUS.NAME.SEED.json), `speed` (from speed.DEVICE.json: `{"device": …, "measurements": [{"name", "ours_ms", "hand_ms",
 …}]}`), what is first asked of each, `measured` and `faster`, or `compatibility` (from the specs).
 """
 
@@ -125,13 +125,13 @@ BOTTLENECK = {
 
 
 def bottlenecks() -> str:
-    """The models of `benchmarks/bottlenecks.py`, by how well they reconstruct."""
+    """The models of `benchmarks/bottlenecks.py`, of each corpus by how well they reconstruct."""
     results = [read(path) for path in sorted(RESULTS.glob("bottleneck.*.json"))]
     if not results:
         return "_Not measured yet._\n"
-    results.sort(key=lambda result: -result["row"]["bleu"])
+    results.sort(key=lambda result: (result["corpus"], -result["row"]["bleu"]))
     where = f"{results[0]['device']}, minutes of training: {min_max([r['seconds'] / 60 for r in results])}.\n\n"
-    return where + table(["model", *BOTTLENECK.values()], map(bottleneck_row, results))
+    return where + table(["corpus", "model", *BOTTLENECK.values()], map(bottleneck_row, results))
 
 
 def min_max(values: Sequence[float]) -> str:
@@ -141,7 +141,8 @@ def min_max(values: Sequence[float]) -> str:
 def bottleneck_row(result: Mapping[str, Any]) -> list[str]:
     row = result["row"]
     middle = " / ".join(number(value) for value in row["middle_bleu"])
-    return [f"`{result['name']}`", *(middle if key == "middle" else number(row[key]) for key in BOTTLENECK)]
+    cells = (middle if key == "middle" else number(row.get(key)) for key in BOTTLENECK)
+    return [result["corpus"], f"`{result['name']}`", *cells]
 
 
 def run_cells(result: Mapping[str, Any]) -> list[str]:
