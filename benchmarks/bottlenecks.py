@@ -28,27 +28,28 @@ RAMP = "divergence.weight={kind = 'linear', start = 0.0, stop = %s, wait = 900, 
 VECTORS = "model.prior={kind = 'normal_vectors', dim = 128, share = %s}"
 NORMALS = "guide.posterior={kind = 'normal_vectors'}"
 POOLED = ["model.prior={kind = 'pooled_normal', dim = 128}", "guide.posterior={kind = 'pooled_normal'}"]
-PAPER = "guide.posterior={kind = 'dirichlet_process', objective = 'paper', lambda_weights = 1.0, lambda_locations = %s}"
+PAPER = "guide.posterior={kind = 'dirichlet_process', objective = 'paper', lambda_weights = %s, lambda_locations = %s}"
 MIXTURE = [
     "model.prior={kind = 'dirichlet_process', dim = 128, increment = 0.3, places = 4}",
     "guide.posterior={kind = 'dirichlet_process', objective = 'mixture'}",
 ]
 MODELS = {
     "T": [VECTORS % 1.0, "guide.posterior={kind = 'point_vectors'}", "divergence.weight=0.0"],
-    "NVAE-B-0.02": [PAPER % 0.02, RAMP % 1.0],
+    "NVAE-B-0.02": [PAPER % (1.0, 0.02), RAMP % 1.0],
     "VT-0.02": [VECTORS % 1.0, NORMALS, RAMP % 0.02],
     "VTS-0.5": [VECTORS % 0.5, NORMALS, RAMP % 0.02],
     "NVAE-C-0.005": [*MIXTURE, RAMP % 0.005],
     "VTP-0.02": [*POOLED, RAMP % 0.02],
-    "NVAE-B-0.5": [PAPER % 0.5, RAMP % 1.0],
+    "NVAE-B-0.5": [PAPER % (1.0, 0.5), RAMP % 1.0],
     "VTS-0.25": [VECTORS % 0.25, NORMALS, RAMP % 0.02],
-    "NVAE-B-0.1": [PAPER % 0.1, RAMP % 1.0],
+    "NVAE-B-0.1": [PAPER % (1.0, 0.1), RAMP % 1.0],
     "NVAE-C-0.001": [*MIXTURE, RAMP % 0.001],
     "VT-0.1": [VECTORS % 1.0, NORMALS, RAMP % 0.1],
-    "NVAE-B-2": [PAPER % 2.0, RAMP % 1.0],
+    "NVAE-B-0.1-10": [PAPER % (10.0, 0.1), RAMP % 1.0],
+    "NVAE-B-0.1-100": [PAPER % (100.0, 0.1), RAMP % 1.0],
 }
-"""Name, of the model and its weight or, of VTS, its share of places → settings. The KL of a mixture counts each of its four
-places, so that its weights are a fourth of the others' at the same price."""
+"""Name, of the model and its weight (of NVAE-B λ_G, and λ_D where it is not 1) or, of VTS, its share of places → settings. The
+KL of a mixture counts each of its four places, so that its weights are a fourth of the others' at the same price."""
 
 DATA = "data={corpus = '%s', tokeniser = {kind = 'words', cap = 5000}, max_sentences = 20000}"
 JUDGE = [
