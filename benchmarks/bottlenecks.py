@@ -46,7 +46,7 @@ MODELS = {
     "NVAE-C-0.001": [*MIXTURE, RAMP % 0.001],
     "VT-0.1": [VECTORS % 1.0, NORMALS, RAMP % 0.1],
     "NVAE-B-0.1-10": [PAPER % (10.0, 0.1), RAMP % 1.0],
-    "NVAE-B-0.1-100": [PAPER % (100.0, 0.1), RAMP % 1.0],
+    "NVAE-B-0.1-3": [PAPER % (3.0, 0.1), RAMP % 1.0],
 }
 """Name, of the model and its weight (of NVAE-B λ_G, and λ_D where it is not 1) or, of VTS, its share of places → settings. The
 KL of a mixture counts each of its four places, so that its weights are a fourth of the others' at the same price."""
@@ -69,7 +69,8 @@ def main() -> None:
         path = RESULTS / f"bottleneck.{arguments.corpus}.{name}.{arguments.seed}.json"
         if path.exists() and not arguments.names:
             continue
-        run = fit(RECIPE, *MODELS[name], data, seed=arguments.seed, out=runs / f"{name}.{arguments.seed}", resume=True)
+        settings = [*MODELS[name], data, "model.longest=256"]
+        run = fit(RECIPE, *settings, seed=arguments.seed, out=runs / f"{name}.{arguments.seed}", resume=True)
         about = {"recipe": RECIPE, "name": name, "corpus": arguments.corpus, "settings": MODELS[name]}
         found = about | measured(run, judge, arguments) | {"device": device(), "commit": arguments.commit or commit()}
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
