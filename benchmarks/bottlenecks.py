@@ -71,7 +71,7 @@ def main() -> None:
             continue
         settings = [*MODELS[name], data, "model.longest=256"]
         run = fit(RECIPE, *settings, seed=arguments.seed, out=runs / f"{name}.{arguments.seed}", resume=True)
-        about = {"recipe": RECIPE, "name": name, "corpus": arguments.corpus, "settings": MODELS[name]}
+        about = {"recipe": RECIPE, "name": name, "corpus": arguments.corpus, "settings": settings}
         found = about | measured(run, judge, arguments) | {"device": device(), "commit": arguments.commit or commit()}
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(path.name, json.dumps(found["row"]), flush=True)

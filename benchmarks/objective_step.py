@@ -21,8 +21,9 @@ from guidebook.engines.protocol import Control, Settings
 from guidebook.guides.pairs import PAIRS
 from guidebook.guides.sentence_guide import SentenceGuide
 from guidebook.inference import IWAE, KL
-from guidebook.inference.compatibility import choices, kinds, misfit
+from guidebook.inference.compatibility import choices, misfit
 from guidebook.inference.divergences import Divergence
+from guidebook.inference.mistakes import kinds
 from guidebook.models.sentence_vae import SentenceModel
 
 PAIR = PAIRS["sentence_vae"]

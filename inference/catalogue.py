@@ -13,7 +13,7 @@ from ..models import Decoder, Prior
 from ..models.measures import MeasurePrior
 from .compatibility import matrix
 from .divergences import Divergence
-from .mistakes import models_in
+from .mistakes import kinds
 from .recipe import RECIPES
 from .schedules import Schedule
 from .strategies import Strategy
@@ -48,8 +48,8 @@ class Catalogue:
 
     def __repr__(self) -> str:
         parts = ["pairs", _names(self.pairs), "recipes", _names(dict.fromkeys(self.recipes, ""))]
-        for role, kinds in self.specs.items():
-            parts += [role, _names(kinds)]
+        for role, named in self.specs.items():
+            parts += [role, _names(named)]
         here = [
             (name, "installed" if there else f"pip install 'guidebook[{name}]'") for name, there in self.engines.items()
         ]
@@ -62,7 +62,7 @@ def catalogue() -> Catalogue:
         pairs={name: _summary(sys.modules[pair.model_spec.__module__]) for name, pair in PAIRS.items()},
         recipes=sorted(path.stem for path in RECIPES.glob("*.toml")),
         specs={
-            role: {spec.model_fields["kind"].default: _summary(spec) for spec in models_in(annotation)}
+            role: {kind: _summary(spec) for kind, spec in kinds(annotation).items()}
             for role, annotation in ROLES.items()
         },
         engines={name: name in here for name in ENGINES},

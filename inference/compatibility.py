@@ -10,7 +10,7 @@ from ..guides import Posterior
 from ..models import Prior
 from ..models.measures import MeasurePrior
 from .divergences import Divergence
-from .mistakes import models_in
+from .mistakes import kinds
 
 NORMAL = {
     "prior": ("standard_normal", "diagonal_normal"),
@@ -133,11 +133,6 @@ PLACES = {
     "pooled": "among sets of one vector",
 }
 """Support → where that is, in words."""
-
-
-def kinds(annotation: Any) -> dict[str, Any]:
-    """Kind → spec class of a role."""
-    return {spec.model_fields["kind"].default: spec for spec in models_in(annotation) if "kind" in spec.model_fields}
 
 
 def matrix() -> Iterator[dict[str, Any]]:

@@ -75,3 +75,8 @@ def models_in(annotation: Any) -> Iterable[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from models_in(part)
+
+
+def kinds(annotation: Any) -> dict[str, Any]:
+    """Kind → spec class of a role."""
+    return {spec.model_fields["kind"].default: spec for spec in models_in(annotation) if "kind" in spec.model_fields}

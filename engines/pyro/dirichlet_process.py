@@ -203,10 +203,8 @@ class BoundedDirichletProcess(_RandomMeasure):
             return (
                 Normal(self._tiled(self.loc, -2), self._tiled(self.scale, -2), validate_args=False).log_prob(z).sum(-1)
             )
-        exact, precision = (
-            z.double(),
-            self.scale.double().square().reciprocal(),
-        )  # what is subtracted below can be large
+        exact = z.double()  # for what is subtracted below can be large
+        precision = self.scale.double().square().reciprocal()
         leaning = self.loc * precision
         far = torch.cat((exact.square(), exact), -1) @ torch.cat((precision, -2 * leaning), -1).mT
         volume = (self.loc * leaning - precision.log() + math.log(2 * math.pi)).sum(-1)

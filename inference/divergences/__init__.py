@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ...models.spec import kind_unless_said
-from ..mistakes import models_in
+from ..mistakes import kinds
 from .aggregate import InfoVAE, Stein
 from .base import Objectives
 from .f_divergence import FDivergence
@@ -21,7 +21,7 @@ def _spelt_out(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     kind, colon, argument = value.partition(":")
-    named: dict[str, Any] = {spec.model_fields["kind"].default: spec for spec in models_in(Divergence)}
+    named = kinds(Divergence)
     return {"kind": kind} | ({named[kind].shorthand: _number(argument)} if colon and kind in named else {})
 
 

@@ -11,8 +11,9 @@ import pytest
 from guidebook.engines.protocol import Objective, OptimiserSpec
 from guidebook.engines.terms import Sides
 from guidebook.guides import PAIRS, Posterior
-from guidebook.inference.compatibility import kinds, matrix
+from guidebook.inference.compatibility import matrix
 from guidebook.inference.divergences import Divergence
+from guidebook.inference.mistakes import kinds
 from guidebook.inference.recipe import parse
 from guidebook.models import Prior
 from guidebook.models.errors import BadInput
