@@ -24,20 +24,11 @@ torch.set_num_threads(1)
 ENGINES = ("pyro", "numpyro")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forgotten():
-    """What JAX compiled for one file goes with it: thousands of small programs take gigabytes."""
-    yield
-    jax.clear_caches()
-
-
 @pytest.fixture
 def _float64():
-    """JAX's 64-bit mode for one test. Small programs run once: compiling them is the time of these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """JAX's 64-bit mode for one test."""
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

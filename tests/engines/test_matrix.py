@@ -18,7 +18,6 @@ from guidebook.inference.recipe import parse
 from guidebook.models import Prior
 from guidebook.models.errors import BadInput
 
-pytestmark = pytest.mark.slow
 VAE = PAIRS["vae"]
 Z, D, B = 3, 4, 6
 ROWS = list(matrix())
@@ -29,6 +28,7 @@ FAMILIES = [
     if any(row["fits"] for row in ROWS if (row["prior"], row["posterior"]) == (prior, posterior))
 ]
 KEYS = ("prior", "posterior", "divergence", "estimator")
+STEPS, RATE = 10, 0.012
 REQUIRED = {"target_rate": {"nats": 1.0}, "minimum_rate": {"nats": 1.0}}
 
 
@@ -73,22 +73,23 @@ def batch(both):
     return both.rows({"x": 2 * np.random.default_rng(1).normal(size=(B, 2)) @ loadings + 1})
 
 
-def trained(both, engine, row, batch, steps, rate):
+def trained(both, engine, row, batch):
     """The unweighted ELBO before and after some steps, whose figures are finite."""
     program = realised(both, engine, row)
     state = program.init(batch)
     elbo = [program.terms(state, batch, seed=1, particles=16).elbo().mean()]
-    for step in range(steps):
-        state, info = program.step(state, [batch], both.control(step, weighed(row, 1.0), rate))
+    for step in range(STEPS):
+        state, info = program.step(state, [batch], both.control(step, weighed(row, 1.0), RATE))
         assert all(np.isfinite(float(value)) for value in info.values()), (row, info)
     return [*elbo, program.terms(state, batch, seed=1, particles=16).elbo().mean()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prior", "posterior"), FAMILIES, ids=map(" ".join, FAMILIES))
 def test_what_fits_is_trained_on_pyro(both, prior, posterior, batch):
     for row in rows_of(prior, posterior):
         if row["fits"]:
-            before, after = trained(both, "pyro", row, batch, steps=30, rate=0.004)
+            before, after = trained(both, "pyro", row, batch)
             assert after > before, row
 
 
@@ -113,6 +114,7 @@ class Together:
         return Objective(self.loss, 8, self.needs, self.pathwise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prior", "posterior"), FAMILIES, ids=map(" ".join, FAMILIES))
 @pytest.mark.usefixtures("_float64")
 def test_what_fits_is_trained_on_numpyro(both, prior, posterior, batch):
@@ -128,9 +130,9 @@ def test_what_fits_is_trained_on_numpyro(both, prior, posterior, batch):
         first = program.weights(state), program.slots(state)
         for which, row in enumerate(rows):
             state = program.load_slots(program.load_weights(state, first[0]), first[1])
-            for step in range(30):
+            for step in range(STEPS):
                 weight = {"weight": 1.0, "which": float(which)}
-                state, info = program.step(state, [batch], both.control(step, weight, 0.004))
+                state, info = program.step(state, [batch], both.control(step, weight, RATE))
                 assert all(np.isfinite(float(value)) for value in info.values()), (row, info)
             assert program.terms(state, batch, seed=1, particles=16).elbo().mean() > before, row
 

@@ -76,6 +76,7 @@ def rated(tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 def test_the_rate_is_met_where_the_elbo_collapses(rated, tmp_path, engine):
     collapsed = run(engine, tmp_path / "elbo", STEPS, "divergence.particles=8").history("valid").iloc[-1]
     assert collapsed["kl"] < 0.02

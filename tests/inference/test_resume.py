@@ -149,6 +149,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_as_never_killed(tiny, tmp_path, engine):
     """SIGKILL, again and again, in a process of its own that checkpoints at every step."""
     out = tmp_path / "run"

@@ -25,11 +25,8 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 
 @pytest.fixture(autouse=True)
 def _float64():
-    """Small programs run once: compiling them is the time of these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(params=[(B,), (S, B)], ids=["rows", "particles"])

@@ -58,7 +58,11 @@ assert jax.numpy.ones(1).devices() == {every[default]}
 @pytest.mark.parametrize(("asked", "default", "expected"), [("cpu", 1, 0), ("cuda:1", 0, 1)])
 def test_a_program_computes_on_its_device(asked, default, expected):
     """Whatever JAX's default is, and that stays as it is."""
-    two = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    two = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", SCRIPT, asked, str(default), str(expected)]
     done = subprocess.run(command, env=two, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

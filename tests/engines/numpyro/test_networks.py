@@ -29,11 +29,8 @@ kinds = pytest.mark.parametrize("kind", ["lstm", "gru"])
 
 @pytest.fixture(autouse=True)
 def _float64():
-    """Small programs run once: compiling them is the time of these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
