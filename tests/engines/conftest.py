@@ -31,13 +31,6 @@ def _float64():
         yield
 
 
-@pytest.fixture
-def _eager(_float64):
-    """JAX operation by operation: many small programs that share their operations compile next to nothing."""
-    with jax.disable_jit():
-        yield
-
-
 def program(engine, pair, networks=None, **settings):
     """The pair realised on one engine: float64, plain SGD, no clipping, unless said otherwise."""
     divergence = settings.pop("divergence", KL())

@@ -57,7 +57,7 @@ def negative_elbo(weights, q, x):
     return 0.5 * squares / S**2 + D * np.log(S * (2 * np.pi) ** 0.5) + kl
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_its_value_is_the_closed_one(both, engine):
     """Both bounds of the linear toy, and the KL of two diagonal normals from the augmented to the plain; fillers beside."""
     program, state, batch = toy(both, engine, filler=2, consistency=0.3)
@@ -72,7 +72,7 @@ def test_its_value_is_the_closed_one(both, engine):
     assert info["kl/z"] - info["log_likelihood/x"] == pytest.approx(negative_elbo(weights, plain, X).sum(), rel=1e-10)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("divergence", [None, KL(estimator="stl")], ids=["one loss", "two losses"])
 def test_without_weight_and_augmentation_it_is_twice_the_plain_loss(both, engine, divergence):
     noise = EXACT if divergence is None else EXACT[0] + 0.3
@@ -83,7 +83,7 @@ def test_without_weight_and_augmentation_it_is_twice_the_plain_loss(both, engine
         np.testing.assert_allclose(twice[name], 2 * plain[name], rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_its_gradient_is_that_of_finite_differences(both, engine):
     """In both posteriors' parameters."""
     program, state, batch = toy(both, engine, consistency=2.0)
@@ -100,7 +100,7 @@ def test_its_gradient_is_that_of_finite_differences(both, engine):
     assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-7)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_the_engines_have_the_same_gradient_for_sentences(both):
     cell = {"embedding": 4, "hidden": 5, "initial_scale": 0.9, "embedding_scale": 1.0}
     model = SentenceModel(prior=StandardNormal(dim=Z), decoder=LSTMDecoder(dropout=0.0, **cell))
@@ -118,7 +118,7 @@ def test_the_engines_have_the_same_gradient_for_sentences(both):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-7, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_where_no_formula_is_registered_the_divergence_is_a_mean_over_draws_of_the_augmented(both, engine):
     """Two logistics, by quadrature: the loss with λ = 1 less that with λ = 0, in standard errors of 20,000 draws."""
     rows = 20_000

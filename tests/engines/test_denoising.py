@@ -17,7 +17,7 @@ from guidebook.engines.numpyro import denoising as in_jax
 from guidebook.engines.pyro import denoising as in_torch
 from guidebook.models.errors import BadInput
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 B, Q, N, P, HEADS = 2, 4, 6, 6, 2
 ROOT = (P / HEADS) ** 0.5
 

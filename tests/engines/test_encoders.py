@@ -12,7 +12,7 @@ import torch
 from guidebook.guides import GRUEncoder, LSTMEncoder
 from guidebook.models.spec import Network
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 TOKENS = np.array([[1, 4, 5, 6, 2, 0, 0], [1, 7, 2, 0, 0, 0, 0], [1, 4, 4, 4, 4, 4, 2]])
 LENGTHS = np.array([5, 3, 7])
 

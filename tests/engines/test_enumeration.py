@@ -143,7 +143,7 @@ KINDS = pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 OF = {"story": of_story, "native": of_native}
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @FORMS
 @KINDS
 def test_value_and_gradient_are_the_sum_over_all_values(both, engine, form, kind):
@@ -158,7 +158,7 @@ def test_value_and_gradient_are_the_sum_over_all_values(both, engine, form, kind
         np.testing.assert_allclose(gradient, wanted[name] * B / (B + 2), atol=1e-8, err_msg=name)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @FORMS
 @KINDS
 def test_what_is_judged_is_exact_too(both, engine, form, kind):
@@ -171,7 +171,7 @@ def test_what_is_judged_is_exact_too(both, engine, form, kind):
     assert judged.elbo == pytest.approx(found["elbo"], rel=1e-9)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @FORMS
 def test_without_a_formula_for_the_kl_nothing_changes(both, engine, form):
     program, state, batch = fitted(both, engine, form, "bernoulli")
@@ -187,7 +187,7 @@ def test_without_a_formula_for_the_kl_nothing_changes(both, engine, form):
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-9)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @FORMS
 def test_terms_of_draws_are_there_for_an_export(both, engine, form):
     program, state, batch = fitted(both, engine, form, "bernoulli")
@@ -204,7 +204,7 @@ def test_terms_of_draws_are_there_for_an_export(both, engine, form):
     np.testing.assert_allclose(found.log_posterior["z"][:, :B], log_q, rtol=1e-9)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @FORMS
 @KINDS
 def test_the_norm_of_a_score_is_that_of_the_logits(both, engine, form, kind):
@@ -244,7 +244,7 @@ def test_scores_average_to_the_exact_gradient(both, engine, baseline):
         assert np.abs((found.mean(0) - exact_gradient) / error).max() < 5.0, name
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @KINDS
 def test_as_loss_of_the_stock_svi(engine, kind):
     if engine == "pyro":
@@ -274,7 +274,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_summed_over_is_refused(both, engine, case):
     networks, said = REFUSED[case]
@@ -294,7 +294,7 @@ def bits(ppl, batch, nets, *, inside, observe):
             ppl.sample("x", ppl.dist.Normal(ppl.zeros((D,)), 1.0).to_event(1), obs=batch.x)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize(
     ("inside", "said"), [("ab", "the guide has 'a', 'b'"), ("", "one draw of the latent for every datum, and 'a'")]
 )

@@ -12,7 +12,7 @@ from guidebook.inference.evaluate import evaluate_program
 from guidebook.inference.mistakes import sentence
 from guidebook.models.errors import BadInput
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 PAIR = PAIRS["sentence_vae"]
 V, Z = 11, 3
 REAL = [

@@ -12,7 +12,7 @@ from guidebook.engines.numpyro import denoising as in_jax
 from guidebook.engines.pyro import denoising as in_torch
 from guidebook.models.errors import BadInput
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 B, N, P, HEADS = 3, 5, 8, 2
 WIDTH = P // HEADS
 X = 2 * np.random.default_rng(0).standard_normal((B, N, P)) + 0.5

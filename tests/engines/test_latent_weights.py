@@ -68,7 +68,7 @@ def batch_of(both, rows=slice(None), filler=0):
     return both.rows({"x": DESIGN[rows, 1:], "y": Y[rows, None]}, filler)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_at_the_exact_posterior_every_draw_is_the_evidence(both, engine):
     """Estimator A has no variance there; a global site counts once, whichever way the data are cut."""
     assert abs(DESIGN[:, 0] - 1).max() < 1e-12
@@ -113,7 +113,7 @@ def networks():
     return PAIRS["vae"].realisable(model, guide, 5)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("particles", [1, 3])
 def test_both_engines_agree(both, particles):
     x = (np.random.default_rng(0).random((4, 5)) < 0.5).astype(float)
@@ -144,7 +144,7 @@ def test_both_engines_agree(both, particles):
         assert np.abs(gradient).max() > 0, name
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_what_weights_of_single_data_cannot_say_is_said(both, engine):
     x = (np.random.default_rng(0).random((4, 5)) < 0.5).astype(float)
     batch = both.rows({"x": x})

@@ -11,7 +11,7 @@ import pytest
 from guidebook.guides import Pair
 from guidebook.models import MLP
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, N = 3, 2, 12
 NETS = {"decoder": MLP(inputs=Z, outputs=D, hidden=()), "encoder": MLP(inputs=D, outputs=2 * Z, hidden=(4,))}
 

@@ -146,7 +146,7 @@ class Everything:
 
 
 @pytest.mark.parametrize(("prior", "posterior"), FAMILIES, ids=map(" ".join, FAMILIES))
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_both_engines_value_every_divergence_alike(both, prior, posterior, batch):
     """At the same latents, weights and draws of the prior."""
     fitting = [row for row in rows_of(prior, posterior) if row["fits"]]

@@ -14,7 +14,7 @@ from guidebook.guides import Pair
 from guidebook.inference import KL
 from guidebook.models import MLP
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, B = 3, 2, 4
 NOISE = {"z": np.random.default_rng(1).normal(size=(B + 1, Z))}
 

@@ -8,7 +8,7 @@ import pytest
 from guidebook.guides import Pair
 from guidebook.models import MLP
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, B = 3, 2, 4
 
 

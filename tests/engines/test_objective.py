@@ -20,7 +20,7 @@ from guidebook.guides import Pair
 from guidebook.inference import KL, FreeBits
 from guidebook.models import MLP, BadInput
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, N = 3, 2, 12
 NETS = {
     "decoder": MLP(inputs=Z, outputs=D, hidden=()),

@@ -26,7 +26,7 @@ from guidebook.inference import (
 )
 from guidebook.models import BadInput
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 SENTENCE_VAE = PAIRS["sentence_vae"]
 V, Z, S = 11, 3, 3
 RECURRENT = [name for name, pair in PAIRS.items() if pair.text and name != "nvae"]

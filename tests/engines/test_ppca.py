@@ -13,7 +13,7 @@ from guidebook.guides import PAIRS
 from guidebook.inference import CUBO, IWAE, KL
 from guidebook.models.vae import VAEModel
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 VAE = PAIRS["vae"]
 D, Z, B, S = 5, 2, 4, 0.6
 DRAWS = 20_000

@@ -25,7 +25,7 @@ FEW = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 WORDS = st.lists(st.lists(st.integers(3, V - 1), max_size=WIDTH - 1).map(tuple), min_size=ROWS, max_size=ROWS)
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 
 
 def small(pair, spec, attended, **decoder):

@@ -11,7 +11,7 @@ from guidebook.engines.protocol import OptimiserSpec
 from guidebook.guides import PAIRS
 from guidebook.inference import KL
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 V, D, Z = 9, 4, 2
 WORDS = ([4, 5], [6, 4, 8], [7])
 TOKENS = np.array([[1, 4, 5, 2, 0, 0], [1, 6, 4, 8, 2, 0], [1, 7, 2, 0, 0, 0]])

@@ -14,7 +14,7 @@ from guidebook.guides.posteriors import BatchNormalisedNormal
 from guidebook.inference import IWAE, KL, SVGD, ReweightedWakeSleep
 from guidebook.models import MLP, LSTMDecoder, Network, SentenceModel, StandardNormal
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, B, H, MOMENTUM = 3, 2, 5, 3, 0.3
 FIRST, SECOND, VIEW = np.random.default_rng(0).normal(size=(3, B, D))
 NETWORKS = {

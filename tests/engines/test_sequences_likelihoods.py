@@ -19,7 +19,7 @@ from guidebook.models.likelihoods import (
     StrokesLikelihood,
 )
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, K, B = 3, 4, 5
 SPECS = [
     kind(scale=scale, **extra)

@@ -10,7 +10,7 @@ from guidebook.guides import PAIRS
 from guidebook.inference import KL
 from guidebook.models.priors import ConditionalNormal
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 D, Z, K = 4, 2, 3
 VAE = PAIRS["vae"]
 

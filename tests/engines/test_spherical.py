@@ -154,7 +154,7 @@ def moments(on, family, m, kappas, dtype):
     return {name: value.astype("float64") for name, value in found.items()}
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("m", DIMS)
 def test_moments_and_their_gradients_over_the_grid(on, family, m):
     expected = [reference(family, m, kappa) for kappa in KAPPAS]
@@ -165,7 +165,7 @@ def test_moments_and_their_gradients_over_the_grid(on, family, m):
         np.testing.assert_allclose(single[name], true, rtol=6e-6, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_published_and_derived_values(on):
     resultants = {(3, 1): 0.313035, (3, 10): 0.9, (5, 2): 0.361107, (6, 1): 0.163306, (6, 100): 0.975189, (21, 50): 0.818199}  # fmt: skip
     kls = {
@@ -182,7 +182,7 @@ def test_published_and_derived_values(on):
         assert float(on.make("VonMisesFisher", np.eye(m)[0], kappa).moments.mean_resultant) == pytest.approx(resultant, abs=6e-7)  # fmt: skip
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("m", [2, 3, 4, 7, 21, 42, 60, 200])
 def test_von_mises_fisher_against_scipy(on, m):
     loc, z = unit(m, seed=1), unit(5, m, seed=2)
@@ -192,7 +192,7 @@ def test_von_mises_fisher_against_scipy(on, m):
         np.testing.assert_allclose(q.entropy(), scipys.entropy(), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("m", [2, 3, 50, 1000])
 def test_limits_of_small_and_of_large_concentration(on, m):
     uniform = on.rooms.dist.HypersphericalUniform(m)
@@ -203,7 +203,7 @@ def test_limits_of_small_and_of_large_concentration(on, m):
     assert float(on.kl(on.make("VonMisesFisher", np.eye(m)[0], kappa), uniform)) == pytest.approx(normal, rel=1e-5)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("m", [2, 3, 6, 50])
 def test_both_engines_give_the_same_numbers(m):
     """float64, 1e-9: densities, entropies, means and KLs, single, batched and broadcast."""
@@ -223,7 +223,7 @@ def test_both_engines_give_the_same_numbers(m):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_kl_of_two_von_mises_fisher(on):
     """0 for equal ones; the formula E_q[log q − log p]; and its gradients against finite differences."""
     loc, other, kappa, second = unit(3, 5), unit(3, 5, seed=1), np.array([0.5, 5.0, 60.0]), np.array([2.0, 4.0, 30.0])
@@ -329,7 +329,7 @@ def test_the_gradient_in_the_mean_direction(on, family, m):
         assert (np.abs(side.mean(0) - expected) < 5 * side.std(0) / rows**0.5 + 1e-12).all()
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_densities_turn_with_the_sphere(on, family):
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((7, 7)))[0]
     loc, z = unit(3, 7), unit(3, 7, seed=1)
@@ -347,7 +347,7 @@ def test_the_uniform_distribution(on):
     assert float(on.rooms.dist.HypersphericalUniform(2).entropy()) == pytest.approx(np.log(2 * np.pi))
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_what_is_not_on_a_sphere_is_refused(on, family):
     with pytest.raises(BadInput, match="at least 2 dimensions, not 1"):
         on.make(family, np.ones((3, 1)), 1.0)

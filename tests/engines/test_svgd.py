@@ -62,7 +62,7 @@ def by_hand(z, likelihood, prior, weight):
     return direction
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("weight", [1.0, 0.375])
 def test_both_gradients_are_those_of_a_double_loop(both, engine, weight):
     """Fillers beside. The guide's: −(1/S) Σ φ(z_i) · ∂z_i by μ and log σ², then through W h; the model's in closed form."""
@@ -92,7 +92,7 @@ def test_both_gradients_are_those_of_a_double_loop(both, engine, weight):
     assert info["objective"] == pytest.approx(value, rel=1e-9)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_the_engines_agree_where_the_decoder_is_no_line(both):
     found = []
     for engine in both.engines:
@@ -159,7 +159,7 @@ def test_more_particles_narrow_less():
     assert ratios[0] < 0.4 < ratios[1] < 0.7 < 0.8 < ratios[2] < 1
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_a_latent_with_edges_is_refused(both, engine):
     def boxed(ppl, batch, nets):
         decoder = ppl.module("decoder", nets["decoder"])

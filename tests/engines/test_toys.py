@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, norm
 from guidebook.guides import PAIRS, DiagonalNormal, LSTMEncoder, Pair, SentenceGuide
 from guidebook.models import MLP, LSTMDecoder, SentenceModel, StandardNormal
 
-pytestmark = pytest.mark.usefixtures("_eager")
+pytestmark = pytest.mark.usefixtures("_float64")
 
 
 def tightening(log_weights, sizes=(1, 4, 16, 64)):

@@ -30,7 +30,7 @@ def rows(both, likelihood):
     return both.rows({"x": (x > 0).astype(float) if likelihood["kind"] == "bernoulli" else x}, filler=1)
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize(
     "likelihood",
     [{"kind": "bernoulli"}, {"kind": "gaussian"}, {"kind": "gaussian", "bounded": True}],
@@ -59,7 +59,7 @@ def test_both_engines_agree(both, likelihood, particles):
         assert np.abs(gradient).max() > 0, name
 
 
-@pytest.mark.usefixtures("_eager")
+@pytest.mark.usefixtures("_float64")
 def test_a_linear_gaussian_decoder_is_probabilistic_pca(both, engine):
     """IW-NLL with many particles against log N(x; b, W Wᵀ + s² I)."""
     rng, batch = np.random.default_rng(2), rows(both, {"kind": "gaussian"})
