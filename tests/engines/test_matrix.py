@@ -73,9 +73,9 @@ def batch(both):
     return both.rows({"x": 2 * np.random.default_rng(1).normal(size=(B, 2)) @ loadings + 1})
 
 
-def trained(both, engine, row, batch):
+def trained_on_pyro(both, row, batch):
     """The unweighted ELBO before and after some steps, whose figures are finite."""
-    program = realised(both, engine, row)
+    program = realised(both, "pyro", row)
     state = program.init(batch)
     elbo = [program.terms(state, batch, seed=1, particles=16).elbo().mean()]
     for step in range(STEPS):
@@ -89,7 +89,7 @@ def trained(both, engine, row, batch):
 def test_what_fits_is_trained_on_pyro(both, prior, posterior, batch):
     for row in rows_of(prior, posterior):
         if row["fits"]:
-            before, after = trained(both, "pyro", row, batch)
+            before, after = trained_on_pyro(both, row, batch)
             assert after > before, row
 
 

@@ -60,7 +60,7 @@ def begun(both, engine, pair, batch, noise=None, attended="dirichlet_process", *
 
 
 light = partial(begun, attended="normal_vectors")
-"""For many examples: operation by operation a random measure takes JAX a minute. `test_nvae.py` has one example of those."""
+"""For many examples: a random measure takes JAX long to compile. `test_nvae.py` has one example of those."""
 
 
 def noise_of(pair, rows, seed=0):

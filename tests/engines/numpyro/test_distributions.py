@@ -18,15 +18,10 @@ from guidebook.models.decoders import GRUDecoder, LSTMDecoder
 from guidebook.models.errors import BadInput
 from guidebook.models.spec import Network
 
+pytestmark = pytest.mark.usefixtures("_float64")
 B, T, V, H, S = 4, 5, 13, 6, 3
 LENGTHS = np.array([5, 1, 3, 0])
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(params=[(B,), (S, B)], ids=["rows", "particles"])

@@ -19,18 +19,13 @@ from guidebook.models.mlp import MLP
 from guidebook.models.priors import StandardNormal
 from guidebook.models.spec import Network
 
+pytestmark = pytest.mark.usefixtures("_float64")
 B, T, V, E, H, Z, S = 3, 5, 11, 4, 6, 2, 3
 LENGTHS = np.array([5, 2, 4])
 DECODERS = {"lstm": LSTMDecoder, "gru": GRUDecoder}
 ENCODERS = {"lstm": LSTMEncoder, "gru": GRUEncoder}
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 kinds = pytest.mark.parametrize("kind", ["lstm", "gru"])
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture
