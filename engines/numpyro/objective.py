@@ -149,10 +149,11 @@ def parted(
     """The terms with the `path` and the `score` of latents that hang on each other, by a pass of the guide of its own.
 
     There the score is log q of the guide run along fixed latents, and the path's gradient is what the score leaves of
-    that of log q. A single latent has both without another pass. guide: seeded.
+    that of log q. Terms without these fields need no other pass, nor does a single latent. guide: seeded.
     """
     latents = sites(guide_trace)
-    if len(latents) == 1 and not any(isinstance(guide_trace[name]["fn"], Unrolled) for name in latents):
+    alone = len(latents) == 1 and not any(isinstance(guide_trace[name]["fn"], Unrolled) for name in latents)
+    if alone or not (terms.path or terms.score):
         return terms
     fixed = {name: stop_gradient(site["value"]) for name, site in latents.items()}
     trace = handlers.trace(handlers.substitute(guide, data=fixed)).get_trace(*args, **kwargs)

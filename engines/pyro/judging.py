@@ -44,15 +44,15 @@ class Judging(Decoding):
                 if drawn or filtering
                 else self.terms_of(arrays, particles, seed)
             )
-        rows = len(batch["weight"])
-        likelihood, prior, posterior = (
-            {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
-            for table in (found.log_likelihood, found.log_prior, found.log_posterior)
-        )
-        others = {
-            field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
-            for field in ("kl", *self.settings.objective.needs & set(TABLES))
-        }
+            rows = len(batch["weight"])
+            likelihood, prior, posterior = (
+                {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
+                for table in (found.log_likelihood, found.log_prior, found.log_posterior)
+            )
+            others = {
+                field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
+                for field in ("kl", *self.settings.objective.needs & set(TABLES))
+            }
         evidence = filtering and self.filter(state, batch, seed=seed, particles=particles, filtering=filtering)
         share = None if found.share is None else to_numpy(found.share)
         return Terms(

@@ -75,6 +75,7 @@ def terms(
     refuse_mismatch(guide, model)
     rows = rows_of(model, plate)
     tables: dict[str, dict[str, Tensor]] = {name: {} for name in TABLES}
+    log_prior, log_posterior = Densities(), Densities()
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
         site = _base_name(name, p)
@@ -85,8 +86,8 @@ def terms(
             continue
         q = guide[name]
         by_guide = _PerDatum(q, plate, rows, data_size)
-        _add(tables["log_prior"], site, datum(p["fn"].log_prob(p["value"])))
-        _add(tables["log_posterior"], site, by_guide(q["fn"].log_prob(q["value"])))
+        log_prior.add(site, p, datum)
+        log_posterior.add(site, q, by_guide)
         kl = analytic_kl(q["fn"], p["fn"])
         if kl is not None:
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
@@ -97,7 +98,33 @@ def terms(
             elif not by_guide.share:
                 before = tables[field].get(site)
                 tables[field][site] = value if before is None else torch.cat((before, value), -1)
-    return Terms(**tables, weight=weight if weight is not None else torch.ones(rows))
+    weight = weight if weight is not None else torch.ones(rows)
+    return Terms(**{**tables, "log_prior": log_prior, "log_posterior": log_posterior}, weight=weight)
+
+
+class Densities(Mapping[str, Tensor]):
+    """Site → log density per datum, of its law at its value: computed once it is read, which few objectives do where
+    there is an analytic KL."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[tuple[Any, _PerDatum]]] = {}
+        self.found: dict[str, Tensor] = {}
+
+    def add(self, name: str, site: Mapping[str, Any], datum: _PerDatum) -> None:
+        """`site` is a part of what the story calls `name`."""
+        self.parts.setdefault(name, []).append((site, datum))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.found:
+            for site, datum in self.parts[name]:
+                _add(self.found, name, datum(site["fn"].log_prob(site["value"])))
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
 
 
 def log_prob(trace: Any, plate: str, data_size: int) -> Tensor:
@@ -134,13 +161,12 @@ def parted(
     """The terms with the `path` and the `score` of latents that hang on each other, by a pass of the guide of its own.
 
     There the score is log q of the guide run along fixed latents, and the path's gradient is what the score leaves of
-    that of log q. A single latent has both without another pass, and their values are the same
-    without any: where no gradient is wanted there is none.
+    that of log q. Terms without these fields need no other pass, nor does a single latent, nor where no gradient is
+    wanted: the values are the same.
     """
     latents = sites(guide_trace)
-    if not torch.is_grad_enabled() or (
-        len(latents) == 1 and not any(isinstance(guide_trace.nodes[name]["fn"], Unrolled) for name in latents)
-    ):
+    alone = len(latents) == 1 and not any(isinstance(guide_trace.nodes[name]["fn"], Unrolled) for name in latents)
+    if alone or not (terms.path or terms.score) or not torch.is_grad_enabled():
         return terms
     fixed = {name: site["value"].detach() for name, site in latents.items()}
     score: dict[str, Tensor] = {}

@@ -1,14 +1,18 @@
-"""Matrix products with bfloat16 operands and float32 accumulation, for float32 tensors.
+"""Matrix products with weights: in bfloat16, and inside a loop over time.
 
-On processors with bfloat16 units oneDNN rounds the operands inside the product; on CUDA the same switch takes
-TF32. Results and everything around the products stay float32; float64 is never touched.
+`products_in`: operands in bfloat16 and float32 accumulation, for float32 tensors. On processors with bfloat16 units
+oneDNN rounds the operands inside the product; on CUDA the same switch takes TF32. Results and everything around the
+products stay float32; float64 is never touched.
+
+`steps_of`: a weight's gradient is Σ_t δ_tᵀ x_t, which autograd adds up step by step, a pass over the weight each time.
+`linear` and `onto` inside the context let it be one product over all steps, once δ_1 … δ_T are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,8 +100,95 @@ def product(x: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     return torch.nn.functional.linear(x, weight) if plain else _Product.apply(x, weight, precision)
 
 
+class _Gathered(torch.autograd.Function):
+    """What the products of a weight are added to at every step (T, N, out), whose gradient is δ_1 … δ_T."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, weight: Tensor, inputs: list[Tensor]) -> Tensor:
+        ctx.weight, ctx.inputs = weight, inputs
+        return base.view_as(base)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.inputs
+        if not _is_reached(ctx.weight):
+            return upstream, None, None
+        return upstream, upstream[: len(inputs)].flatten(0, 1).t() @ torch.cat(inputs), None
+
+
+class _Use(NamedTuple):
+    """A weight with what its products are added to, in a loop. Both are kept, so that no other tensor has their ids."""
+
+    weight: Tensor
+    added: Tensor | None
+    transposed: Tensor
+    inputs: list[Tensor]
+    gathered: Sequence[Tensor]
+
+
+class steps_of:
+    """Inside, `linear` and `onto` are called in a loop over this many steps."""
+
+    current: steps_of | None = None
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.uses: dict[tuple[int, int], _Use] = {}
+        self.places: dict[int, tuple[Tensor, int]] = {}
+
+    def __enter__(self) -> steps_of:
+        self.before, steps_of.current = steps_of.current, self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        steps_of.current = self.before
+
+    def parts(self, sequence: Tensor) -> tuple[Tensor, ...]:
+        """Each step of (T, …), to which `onto` adds."""
+        found = sequence.unbind(0)
+        self.places |= {id(part): (sequence, time) for time, part in enumerate(found)}
+        return found
+
+    def product(self, x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
+        """a_t + x_t Wᵀ with x (N, in) of the next step; added: a (T, N, out) of all steps, or (out,), or nothing."""
+        use = self.uses.get((id(weight), id(added)))
+        if use is None or len(use.inputs) == self.steps or use.gathered[0].shape[0] != x.shape[0]:
+            base = weight.new_zeros(()) if added is None else added
+            inputs: list[Tensor] = []
+            gathered = _Gathered.apply(base.expand(self.steps, x.shape[0], weight.shape[0]), weight, inputs).unbind(0)
+            use = self.uses[id(weight), id(added)] = _Use(weight, added, weight.detach().t(), inputs, gathered)
+        found = torch.addmm(use.gathered[len(use.inputs)], x, use.transposed)
+        use.inputs.append(x.detach())
+        return found
+
+    def sequence(self, part: Tensor, weight: Tensor) -> Tensor | None:
+        """What `part` is a step of, where the weight's next product is the one to be added to it."""
+        sequence, time = self.places.get(id(part), (None, 0))
+        use = self.uses.get((id(weight), id(sequence)))
+        return sequence if time == (0 if use is None else len(use.inputs)) else None
+
+
+def _loop(weight: Tensor) -> steps_of | None:
+    """The loop that gathers this weight's gradient, if one does."""
+    return steps_of.current if torch.is_grad_enabled() and weight.requires_grad and not _twice() else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b."""
+    loop = _loop(weight)
+    if loop is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    found = loop.product(x.flatten(0, -2) if x.dim() > 2 else x, weight, bias)
+    return found.unflatten(0, x.shape[:-1]) if x.dim() > 2 else found
+
+
 def onto(x: Tensor, base: Tensor, weight: Tensor) -> Tensor:
     """base + x Wᵀ, in one operation where nothing is broadcast."""
-    if x.dim() == 2 and base.shape == (len(x), len(weight)):
+    if x.dim() > 2 or base.shape != (*x.shape[:1], *weight.shape[:1]):
+        return base + linear(x, weight)
+    loop = _loop(weight)
+    sequence = None if loop is None else loop.sequence(base, weight)
+    if loop is None or sequence is None:
         return torch.addmm(base, x, weight.t())
-    return base + torch.nn.functional.linear(x, weight)
+    return loop.product(x, weight, sequence)

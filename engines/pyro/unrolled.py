@@ -15,6 +15,7 @@ from torch.distributions import Laplace, Normal
 from ...models.sequence import State, Step
 from ..windows import Carry
 from .analytic import peel
+from .precision import steps_of
 
 Law = Callable[..., Any]
 
@@ -51,24 +52,29 @@ class Path:
             if path is z and type(step) is type(self.step):
                 return found
         steps = iter(z.unbind(-3))
-        found, _ = self.run(tuple(z.shape[:-3]), lambda h, _: (next(steps), None))
+        found, _ = self.run(tuple(z.shape[:-3]), lambda *_: (next(steps), None))
         self.known.append((self.step, z, found))
         return found
 
     def run(
-        self, particles: tuple[int, ...], draw: Callable[[State, int], tuple[Tensor, Any]]
+        self,
+        particles: tuple[int, ...],
+        draw: Callable[[State, int, Tensor | None], tuple[Tensor, Any]],
+        reading: Tensor | None = None,
     ) -> tuple[tuple[State, Tensor], list[tuple[Tensor, Any]]]:
-        """`along` the latents that `draw` gives at each step, and what it gives."""
+        """`along` the latents that `draw` gives of h_t, t and e_t of `reading` (T, …), and what it gives."""
         steps, rows = self.x.shape[:2]
         h = (self.carry or Carry()).first((*particles, rows), self.step.start)
         inputs = self.step.inputs(self.x, self.first)
         states, read, drawn = [], [], []
-        for time, u in enumerate((None,) * steps if inputs is None else inputs.unbind(0)):
-            states.append(h)
-            drawn.append(draw(h, time))
-            read.append(self.step.read(drawn[-1][0]))
-            if time < steps - 1 or self.carry is not None:
-                h = _over_rows(self.step.next(h, read[-1], u), (*particles, rows))
+        with steps_of(steps) as loop:
+            along = ((None,) * steps if part is None else loop.parts(part) for part in (inputs, reading))
+            for time, (u, e) in enumerate(zip(*along, strict=True)):
+                states.append(h)
+                drawn.append(draw(h, time, e))
+                read.append(self.step.read(drawn[-1][0]))
+                if time < steps - 1 or self.carry is not None:
+                    h = _over_rows(self.step.next(h, read[-1], u), (*particles, rows))
         if self.carry is not None:
             self.carry.last = h
         return (_stacked(states), torch.stack(read, -3)), drawn
@@ -98,11 +104,10 @@ class Unrolled(TorchDistribution):
         particles = (*sample_shape, *self.batch_shape[:-2])
         rows = (*particles, self.batch_shape[-1])
         noise = None if self.noise is None else self.noise.unbind(-3)
-        reading = None if self.reading is None else self.reading.unbind(0)
 
-        def draw(h: State, time: int) -> tuple[Tensor, Any]:
+        def draw(h: State, time: int, e: Tensor | None) -> tuple[Tensor, Any]:
             nonlocal noise
-            fn = self.law(h) if reading is None else self.law(h, reading[time])
+            fn = self.law(h) if e is None else self.law(h, e)
             fn = fn if fn.batch_shape == rows else fn.expand(rows)
             base, _ = peel(fn)
             if isinstance(base, Normal):  # without the overhead of `rsample`
@@ -111,7 +116,7 @@ class Unrolled(TorchDistribution):
                 return torch.addcmul(base.loc, base.scale, noise[time].to(base.loc)), fn
             return (fn.rsample() if fn.has_rsample else fn.sample()), fn
 
-        along, drawn = self.path.run(particles, draw)
+        along, drawn = self.path.run(particles, draw, self.reading)
         z = torch.stack([one for one, _ in drawn], -3)
         laws = [fn for _, fn in drawn]
         if isinstance(peel(laws[0])[0], _STACKED):

@@ -1,0 +1,76 @@
+"""Products inside a loop over time: values and gradients are those of autograd's own, step by step."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from guidebook.engines.pyro.precision import _reaching, _twice_differentiable, linear, onto, steps_of
+
+STEPS, ROWS, WIDTH = 5, 3, 4
+
+
+def _tensors(particles):
+    made = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        return torch.randn(shape, dtype=torch.float64, generator=made).requires_grad_()
+
+    return {
+        "first": tensor(*particles, ROWS, WIDTH),
+        "sequence": tensor(STEPS, ROWS, WIDTH),
+        "weight": tensor(WIDTH, WIDTH),
+        "bias": tensor(WIDTH),
+        "other": tensor(WIDTH, WIDTH),
+    }
+
+
+def _loop(tensors, gathering, last):
+    """A recurrence that uses one weight twice a step, and another twice in the second and not in the last `last`."""
+    h, sequence, weight, bias, other = tensors.values()
+    states = []
+    with steps_of(STEPS) if gathering else nullcontext() as loop:
+        parts = sequence.unbind(0) if loop is None else loop.parts(sequence)
+        for time, part in enumerate(parts):
+            h = linear(linear(h, weight, bias).tanh(), weight)
+            if time < STEPS - last:
+                h = onto(h, part, other).sigmoid()
+            if time == 1:
+                h = onto(h, part, other)
+            states.append(h)
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("particles", [(), (2,)], ids=["rows", "particles"])
+@pytest.mark.parametrize("last", [0, 1], ids=["every step", "not the last"])
+def test_gathered_gradients_are_autograds(particles, last):
+    tensors = _tensors(particles)
+    upstream = torch.randn(STEPS, *particles, ROWS, WIDTH, dtype=torch.float64)
+    found, expected = (_loop(tensors, gathering, last) for gathering in (True, False))
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(states, list(tensors.values()), upstream) for states in (found, expected))
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_graph_is_gone_through_twice():
+    tensors = _tensors(())
+    loss = _loop(tensors, True, 0).square().sum()
+    once, again = (torch.autograd.grad(loss, list(tensors.values()), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(once, again)
+
+
+def test_weights_that_are_not_reached_have_no_gradient():
+    tensors = _tensors(())
+    loss = _loop(tensors, True, 0).sum()
+    with _reaching([tensors["weight"]]):
+        loss.backward(inputs=[tensors["weight"], tensors["first"]])
+    assert tensors["other"].grad is None
+    assert tensors["weight"].grad is not None
+
+
+def test_second_derivatives():
+    tensors = _tensors(())
+    with _twice_differentiable():
+        assert torch.autograd.gradgradcheck(
+            lambda weight: _loop({**tensors, "weight": weight}, True, 0).square().sum(), tensors["weight"]
+        )
