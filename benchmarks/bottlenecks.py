@@ -31,7 +31,8 @@ POOLED = ["model.prior={kind = 'pooled_normal', dim = 128}", "guide.posterior={k
 PAPER = "guide.posterior={kind = 'dirichlet_process', objective = 'paper', lambda_weights = %s, lambda_locations = %s}"
 MIXTURE = [
     "model.prior={kind = 'dirichlet_process', dim = 128, increment = 0.3, places = 4}",
-    "guide.posterior={kind = 'dirichlet_process', objective = 'mixture'}",
+    "guide.posterior={kind = 'dirichlet_process', objective = 'mixture', gradient = 'score'}",
+    "divergence.particles=2",
 ]
 MODELS = {
     "T": [VECTORS % 1.0, "guide.posterior={kind = 'point_vectors'}", "divergence.weight=0.0"],

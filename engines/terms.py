@@ -32,6 +32,7 @@ class Terms(NamedTuple):
         log_posterior: latent site → log q(z), (S, B).
         kl: latent site with a registered analytic KL → KL(q‖p), (B, D) or (S, B, D): elementwise where the family
             factorises, else D = 1.
+        choice: latent site → log q of the discrete choices that its draw has no gradient in, (S, B); others are missing.
         weight: (B,), 0 marks a filler row.
 
     What only some objectives need, and name in `Objective.needs`:
@@ -56,6 +57,7 @@ class Terms(NamedTuple):
     log_posterior: Mapping[str, Array]
     kl: Mapping[str, Array]
     weight: Array
+    choice: Mapping[str, Array] = NOTHING
     path: Mapping[str, Array] = NOTHING
     score: Mapping[str, Array] = NOTHING
     score_norm: Mapping[str, Array] = NOTHING

@@ -76,7 +76,9 @@ class DirichletProcessPosterior(_Normals):
         le=LOG_ALPHA[1],
         description="where b_α starts, of the lowest of stacked ones: weights of small variance",
     )
-    gradient: Literal["weights", "implicit"] = Field(default="weights", description='in α, of objective "mixture"')
+    gradient: Literal["weights", "implicit", "score"] = Field(
+        default="weights", description='in α, of objective "mixture"; "score" takes two particles'
+    )
     lambda_weights: NonNegativeFloat = 1.0
     lambda_locations: NonNegativeFloat = 1.0
 

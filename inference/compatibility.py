@@ -62,6 +62,19 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f'{divergence.kind!r} as set weighs draws: use objective = "mixture" or "stratified", or kl with '
             'estimator = "analytic"'
         )
+    by_score = getattr(posterior, "objective", None) == "mixture" and posterior.gradient == "score"
+    analytic = divergence.kind == "kl" and divergence.estimator == "analytic"
+    if by_score and divergence.pathwise and not analytic:
+        return (
+            f'the posterior {posterior.kind!r} with gradient = "score" has no gradient through the choice of its atoms, '
+            f'and the divergence {divergence.kind!r} as set needs one: use gradient = "weights", or kl with '
+            'estimator = "analytic"'
+        )
+    if by_score and divergence.particles == 1:
+        return (
+            'gradient = "score" compares draws of the same sentence, and there is one: divergence.particles = 2 would '
+            "be right"
+        )
     if "enumeration" in divergence.needs and not _countable(posterior):
         discrete = {kind: spec.support for kind, spec in kinds(Posterior).items() if _countable(spec)}
         near = [kind for kind, support in discrete.items() if support == posterior.support]

@@ -27,7 +27,7 @@ from .mixture_draw import components_drawn, reparameterised
 from .normal_kl import normal_kl
 
 Scheme = Literal["stratified", "mixture"]
-Gradient = Literal["implicit", "weights"]
+Gradient = Literal["implicit", "weights", "score"]
 _OTHERS = 1e-3
 """What other atoms weigh at least, where one moves at their expense: else a single atom of all the weight divides by 0."""
 
@@ -52,6 +52,8 @@ class _RandomMeasure(dist.Distribution):
     has_rsample: Any = True
     mask_of_components: Array
     places: int
+    gradient: Gradient = "implicit"
+    drawn: tuple[Array, Array] | None = None
 
     @property
     def weights(self) -> LogDirichlet:
@@ -67,13 +69,21 @@ class _RandomMeasure(dist.Distribution):
         """sample_shape + batch shape + (K, p + 1)."""
         of_weights, of_locations = jax.random.split(jnp.asarray(key))
         weights = self.weights.sample(of_weights, sample_shape)
-        locations, heavier = self._draw_locations(of_locations, weights.shape)
+        locations, chosen = self._draw_locations(of_locations, weights.shape)
         taken = self._tiled(self.mask_of_components)
-        if heavier is not None:  # 0: its gradient is made that of log π_k, of which the norm would take the share π_k
-            others = -jnp.expm1(jax.lax.stop_gradient(weights))
-            moved = jax.nn.log_softmax(weights + heavier / jnp.maximum(others, _OTHERS), -1)
-            weights = jnp.where(taken, moved, weights)
-        return jnp.concatenate((weights[..., None], jnp.where(taken[..., None], locations, 0)), -1)
+        if (
+            chosen is not None and self.gradient == "weights"
+        ):  # that of log π_k, of which the norm would take the share π_k
+            heavier = (chosen - stop_gradient(chosen)) / jnp.maximum(-jnp.expm1(stop_gradient(weights)), _OTHERS)
+            weights = jnp.where(taken, jax.nn.log_softmax(weights + heavier, -1), weights)
+        value = jnp.concatenate((weights[..., None], jnp.where(taken[..., None], locations, 0)), -1)
+        scored = chosen is not None and self.gradient == "score"
+        self.drawn = (value, jnp.where(taken, chosen, 0).sum(-1)) if scored else None
+        return value
+
+    def log_choice(self, value: Array) -> Array | None:
+        """Of its last draw, where that has no gradient in the choice of components: log of their shares, Σ over atoms."""
+        return self.drawn[1] if self.drawn is not None and self.drawn[0] is value else None
 
     @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
@@ -90,7 +100,7 @@ class _RandomMeasure(dist.Distribution):
         raise NotImplementedError
 
     def _draw_locations(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-        """(…, K) to (…, K, p), and what their choice adds to the gradient of log π: zeros (…, K)."""
+        """(…, K) to (…, K, p), and log shares (…, K) of the components chosen, where the locations do not move with them."""
         raise NotImplementedError
 
     def _locate(self, z: Array) -> Array:
@@ -108,7 +118,8 @@ class BoundedDirichletProcess(_RandomMeasure):
     gradient: in α of a mixture's draws. "implicit" is unbiased, with a variance that grows exponentially as components
         come apart. "weights": π_k moves as its component's share does, d log π_k = d log share, and the others make room
         for it. Unbiased for what is linear in the measure, else with a bias of order E Σ_k π_k² = (A / K₀ + 1) / (A + 1),
-        at any distance.
+        at any distance; it does not see what an atom that was not drawn would tell. "score": none in the draw, but in
+        its `log_choice`, for an estimate by the score function.
     penalties: λ_D and λ_G, which make the KL λ_D L_D + λ_G L_G, the paper's regulariser and no bound; None: a KL.
     """
 
@@ -182,8 +193,7 @@ class BoundedDirichletProcess(_RandomMeasure):
             return reparameterised(key, self.log_share, self.loc, self.scale, noise), None
         chosen = components_drawn(key, stop_gradient(self.log_share), shape)
         share, loc, scale = (_rows(x, chosen) for x in (self.log_share[..., None], self.loc, self.scale))
-        share = share[..., 0]
-        return loc + scale * noise, share - stop_gradient(share)
+        return loc + scale * noise, share[..., 0]
 
     def _locate(self, z: Array) -> Array:
         if self.scheme == "stratified":

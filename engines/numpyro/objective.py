@@ -104,6 +104,9 @@ def terms(
         if kl is not None:
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             tables["kl"][site] = datum(kl, event=True)
+        choice = getattr(q["fn"], "log_choice", lambda value: None)(q["value"])
+        if choice is not None:
+            tables["choice"][site] = by_guide(choice)
         for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
             if field in ("path", "score", "score_norm"):
                 tables[field][site] = by_guide(value)

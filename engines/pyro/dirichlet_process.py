@@ -23,7 +23,7 @@ from .mixture_draw import components_drawn, reparameterised
 from .normal_kl import normal_kl
 
 Scheme = Literal["stratified", "mixture"]
-Gradient = Literal["implicit", "weights"]
+Gradient = Literal["implicit", "weights", "score"]
 _OTHERS = 1e-3
 """What other atoms weigh at least, where one moves at their expense: else a single atom of all the weight divides by 0."""
 
@@ -45,6 +45,8 @@ class _RandomMeasure(TorchDistribution):
     has_rsample = True
     mask_of_components: Tensor
     places: int
+    gradient: Gradient = "implicit"
+    drawn: tuple[Tensor, Tensor] | None = None
 
     @property
     def weights(self) -> LogDirichlet:
@@ -59,12 +61,22 @@ class _RandomMeasure(TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - as torch declares it
         """sample_shape + batch shape + (K, p + 1)."""
         weights = self.weights.rsample(sample_shape)
-        locations, heavier = self._draw_locations(self._extended_shape(sample_shape)[:-1])
+        locations, chosen = self._draw_locations(self._extended_shape(sample_shape)[:-1])
         taken = self._tiled(self.mask_of_components)
-        if heavier is not None:  # 0: its gradient is made that of log π_k, of which the norm would take the share π_k
-            others = -weights.detach().expm1()
-            weights = torch.where(taken, (weights + heavier / others.clamp(min=_OTHERS)).log_softmax(-1), weights)
-        return torch.cat((weights.unsqueeze(-1), locations.masked_fill_(~taken.unsqueeze(-1), 0)), -1)
+        if (
+            chosen is not None and self.gradient == "weights"
+        ):  # that of log π_k, of which the norm would take the share π_k
+            heavier = (chosen - chosen.detach()) / (-weights.detach().expm1()).clamp(min=_OTHERS)
+            weights = torch.where(taken, (weights + heavier).log_softmax(-1), weights)
+        value = torch.cat((weights.unsqueeze(-1), locations.masked_fill_(~taken.unsqueeze(-1), 0)), -1)
+        self.drawn = (
+            (value, chosen.where(taken, 0).sum(-1)) if chosen is not None and self.gradient == "score" else None
+        )
+        return value
+
+    def log_choice(self, value: Tensor) -> Tensor | None:
+        """Of its last draw, where that has no gradient in the choice of components: log of their shares, Σ over atoms."""
+        return self.drawn[1] if self.drawn is not None and self.drawn[0] is value else None
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(…, K, p + 1) to (…), in nats, against Lebesgue measure on π (as `LogDirichlet`) and on the locations."""
@@ -82,7 +94,7 @@ class _RandomMeasure(TorchDistribution):
         raise NotImplementedError
 
     def _draw_locations(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
-        """(…, K) to (…, K, p), and what their choice adds to the gradient of log π: zeros (…, K)."""
+        """(…, K) to (…, K, p), and log shares (…, K) of the components chosen, where the locations do not move with them."""
         raise NotImplementedError
 
     def _locate(self, z: Tensor) -> Tensor:
@@ -100,7 +112,8 @@ class BoundedDirichletProcess(_RandomMeasure):
     gradient: in α of a mixture's draws. "implicit" is unbiased, with a variance that grows exponentially as components
         come apart. "weights": π_k moves as its component's share does, d log π_k = d log share, and the others make room
         for it. Unbiased for what is linear in the measure, else with a bias of order E Σ_k π_k² = (A / K₀ + 1) / (A + 1),
-        at any distance.
+        at any distance; it does not see what an atom that was not drawn would tell. "score": none in the draw, but in
+        its `log_choice`, for an estimate by the score function.
     penalties: λ_D and λ_G, which make the KL λ_D L_D + λ_G L_G, the paper's regulariser and no bound; None: a KL.
     """
 
@@ -196,7 +209,7 @@ class BoundedDirichletProcess(_RandomMeasure):
         share, chosen = self.log_share, components_drawn(self.log_share.detach(), shape)
         share = share.expand(*shape[:-1], -1).gather(-1, chosen)
         loc, scale = (_rows(x, chosen) for x in self._given)
-        return torch.addcmul(loc, scale, noise), share - share.detach()
+        return torch.addcmul(loc, scale, noise), share
 
     def _locate(self, z: Tensor) -> Tensor:
         if self.scheme == "stratified":

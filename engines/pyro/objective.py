@@ -92,6 +92,9 @@ def terms(
         if kl is not None:
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             _add(tables["kl"], site, datum(_masked(kl, q["mask"], event=True), event=True))
+        choice = getattr(q["fn"], "log_choice", lambda value: None)(q["value"])
+        if choice is not None:
+            _add(tables["choice"], site, by_guide(choice))
         for field, value in needed(p, q, needs, {PARTICLES, plate}).items():
             if field in ("path", "score", "score_norm"):
                 _add(tables[field], site, by_guide(value))
@@ -103,8 +106,7 @@ def terms(
 
 
 class Densities(Mapping[str, Tensor]):
-    """Site → log density per datum, of its law at its value: computed once it is read, which few objectives do where
-    there is an analytic KL."""
+    """Site → log density per datum, computed once it is read: few objectives do where there is an analytic KL."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[tuple[Any, _PerDatum]]] = {}

@@ -109,7 +109,16 @@ class KL(Objectives):
         total = -terms.reconstruction()
         for site in terms.log_posterior:
             total = total + weight * self._kl(terms, site)
-        return terms.mean(total)
+        return terms.mean(total) + self._of_choices(terms, total)
+
+    def _of_choices(self, terms: Terms, total: Any) -> Any:
+        """0, whose gradient is what the total (S, B) has through `terms.choice`, by the score and the other particles."""
+        if not terms.choice:
+            return 0.0
+        xp, score = namespace(total), particles_first(sum(terms.choice.values(), 0.0))
+        signal = xp.stop_gradient(particles_first(total))
+        found = ((signal - self._of_others(terms, signal)) * score).mean(0)
+        return found - xp.stop_gradient(found)
 
     def _kl(self, terms: Terms, site: str) -> Any:
         sampled = terms.kl_of(site) if terms.share is None else terms.mean(terms.kl_of(site))

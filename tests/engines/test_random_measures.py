@@ -42,8 +42,8 @@ def exact():
     return math.log(value / special.beta(a, a))
 
 
-def bound(engine, divergence, scheme, seed):
-    """−loss of the stock machinery, per row, of ROWS rows with the same x."""
+def programs(engine, scheme, gradient="implicit"):
+    """The model and the guide, of ROWS rows with the same x; the pseudo-counts are a parameter of each row."""
     torch_side = engine == "pyro"
     ppl, room = (pyro, in_torch) if torch_side else (numpyro, in_jax)
     array = (lambda x: torch.tensor(np.asarray(x))) if torch_side else jnp.asarray
@@ -51,33 +51,69 @@ def bound(engine, divergence, scheme, seed):
     def rows(x):
         return array(np.broadcast_to(x, (ROWS, *np.shape(x))).copy())
 
+    mask = rows(np.array([True, True]))
+
     def model():
         with ppl.plate("data", ROWS):
             total = rows(math.log(TOTAL))
-            measure = ppl.sample(
-                "F", room.BoundedDirichletPrior(total, array(np.zeros(2)), array(np.ones(2)), _mask(rows))
-            )
+            measure = ppl.sample("F", room.BoundedDirichletPrior(total, array(np.zeros(2)), array(np.ones(2)), mask))
             weights, atoms = measure[..., :1], measure[..., 1:]
             mean = (weights.exp() if torch_side else jnp.exp(weights)) * atoms
             ppl.sample("x", ppl.distributions.Normal(mean.sum(-2), SPREAD).to_event(1), obs=rows(X))
 
     def guide():
+        log_alpha = ppl.param("log_alpha", rows(LOG_ALPHA))
         with ppl.plate("data", ROWS):
-            posterior = room.BoundedDirichletProcess(
-                rows(LOG_ALPHA), rows(LOC), rows(SCALE), _mask(rows), scheme=scheme
-            )
-            ppl.sample("F", posterior)
+            keep = {"scheme": scheme, "gradient": gradient}
+            ppl.sample("F", room.BoundedDirichletProcess(log_alpha, rows(LOC), rows(SCALE), mask, **keep))
 
-    loss = divergence.on(engine)
-    if torch_side:
+    return model, guide
+
+
+def bound(engine, divergence, scheme, seed):
+    """−loss of the stock machinery, per row."""
+    loss, both = divergence.on(engine), programs(engine, scheme)
+    if engine == "pyro":
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
-        return -loss.loss(model, guide) / ROWS
-    return -float(jax.jit(lambda key: loss.loss(key, {}, model, guide))(jax.random.key(seed))) / ROWS
+        return -loss.loss(*both) / ROWS
+    return -float(jax.jit(lambda key: loss.loss(key, {}, *both))(jax.random.key(seed))) / ROWS
 
 
-def _mask(rows):
-    return rows(np.array([True, True]))
+def gradients(engine, divergence, seed):
+    """Of the loss in the log pseudo-counts of each row, of a mixture whose choices are scored: (ROWS, 2)."""
+    loss, both = divergence.on(engine), programs(engine, "mixture", "score")
+    if engine == "pyro":
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        loss.loss_and_grads(*both)
+        return pyro.param("log_alpha").grad.numpy()
+    at = {"log_alpha": jnp.broadcast_to(jnp.asarray(LOG_ALPHA), (ROWS, 2))}
+    return np.asarray(jax.grad(lambda at: loss.loss(jax.random.key(seed), at, *both))(at)["log_alpha"])
+
+
+def mixture_loss(log_alpha):
+    """−E log p(x | F) + L_D + L_G in closed form, for two atoms: E Σ_k π_k² = (A / 2 + 1) / (A + 1)."""
+    alpha = np.exp(log_alpha)
+    total, share = alpha.sum(), alpha / alpha.sum()
+    squares, mean, second = (total / 2 + 1) / (total + 1), share @ LOC, share @ (LOC**2 + SCALE**2)
+    apart = (X**2 - 2 * X * mean + squares * second + (1 - squares) * mean**2).sum() / (2 * SPREAD**2)
+    a, b = total / 2, TOTAL / 2
+    weights = special.gammaln(total) - special.gammaln(TOTAL) - 2 * (special.gammaln(a) - special.gammaln(b))
+    weights += 2 * (a - b) * (special.digamma(a) - special.digamma(total))
+    locations = 2 * share @ (0.5 * (LOC**2 + SCALE**2 - 1) - np.log(SCALE)).sum(-1)
+    return apart + weights + locations
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("particles", [1, 2], ids=["alone", "beside another"])
+def test_scored_choices_have_the_gradient_of_the_bound(engine, particles):
+    steps = 1e-5 * np.eye(2)
+    wanted = [(mixture_loss(LOG_ALPHA + step) - mixture_loss(LOG_ALPHA - step)) / 2e-5 for step in steps]
+    found = np.concatenate([gradients(engine, KL(particles=particles), seed) for seed in range(SEEDS)])
+    error = found.std(0) / len(found) ** 0.5
+    assert (np.abs(found.mean(0) - wanted) < 4.5 * error).all(), (found.mean(0), wanted, error)
+    assert (error < 0.15 * np.abs(wanted)).all()
 
 
 @pytest.mark.usefixtures("_float64")
