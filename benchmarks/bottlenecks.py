@@ -45,6 +45,7 @@ MODELS = {
     "VTS-0.25": [VECTORS % 0.25, NORMALS, RAMP % 0.02],
     "NVAE-B-0.1": [PAPER % (1.0, 0.1), RAMP % 1.0],
     "NVAE-C-0.001": [*MIXTURE, RAMP % 0.001],
+    "NVAE-C-0.02": [*MIXTURE, RAMP % 0.02],
     "VT-0.1": [VECTORS % 1.0, NORMALS, RAMP % 0.1],
     "NVAE-B-0.1-10": [PAPER % (10.0, 0.1), RAMP % 1.0],
     "NVAE-B-0.1-3": [PAPER % (3.0, 0.1), RAMP % 1.0],
