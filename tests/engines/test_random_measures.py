@@ -87,7 +87,9 @@ def gradients(engine, divergence, seed):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         loss.loss_and_grads(*both)
-        return pyro.param("log_alpha").grad.numpy()
+        found = pyro.param("log_alpha").grad
+        assert found is not None
+        return found.numpy()
     at = {"log_alpha": jnp.broadcast_to(jnp.asarray(LOG_ALPHA), (ROWS, 2))}
     return np.asarray(jax.grad(lambda at: loss.loss(jax.random.key(seed), at, *both))(at)["log_alpha"])
 

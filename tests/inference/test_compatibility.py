@@ -113,3 +113,21 @@ def test_unrounded_draws_have_no_mass_to_weigh():
 def test_what_does_not_fit_the_steps_of_a_sequence_is_refused(settings, why):
     with pytest.raises(BadInput, match=why):
         parse({"pair": "vrnn", "data": {"corpus": "jsb"}, **settings})
+
+
+@pytest.mark.parametrize(
+    ("divergence", "why"),
+    [
+        ({"kind": "kl"}, r"divergence\.particles = 2 would be right"),
+        (
+            {"kind": "kl", "estimator": "sampled", "particles": 2},
+            'no gradient through the choice of its atoms.*"weights"',
+        ),
+        ({"kind": "iwae", "particles": 2}, 'no gradient through the choice of its atoms.*"weights"'),
+    ],
+)
+def test_scored_choices_take_another_draw_and_the_analytic_charge(divergence, why):
+    table = {"pair": "nvae", "data": {"corpus": "ptb"}, "guide": {"posterior": {"gradient": "score"}}}
+    parse(table | {"divergence": {"kind": "kl", "particles": 2}})
+    with pytest.raises(BadInput, match=why):
+        parse(table | {"divergence": divergence})
