@@ -109,10 +109,13 @@ class KL(Objectives):
         total = -terms.reconstruction()
         for site in terms.log_posterior:
             total = total + weight * self._kl(terms, site)
-        return terms.mean(total) + self._of_choices(terms, total)
+        return terms.mean(total) + (weight > 0) * self._of_choices(terms, total)
 
     def _of_choices(self, terms: Terms, total: Any) -> Any:
-        """0, whose gradient is what the total (S, B) has through `terms.choice`, by the score and the other particles."""
+        """0, whose gradient is what the total (S, B) has through `terms.choice`, by the score and the other particles.
+
+        At weight 0 it is left out: no share has a price there, and its noise delays what the decoder is to learn first.
+        """
         if not terms.choice:
             return 0.0
         xp, score = namespace(total), particles_first(sum(terms.choice.values(), 0.0))
