@@ -4,6 +4,7 @@ Most of the time of these tests is the compilation of small programs that run on
 optimisations XLA compiles them four times as fast; what one test compiled, the next reads from a cache.
 """
 
+import ctypes
 import gc
 import os
 import sys
@@ -30,11 +31,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten():
-    """What JAX compiled for one file goes with it: thousands of small programs take gigabytes."""
+    """What JAX compiled for one file goes with it, and what was freed, to the system: both grow to gigabytes."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def pytest_collection_modifyitems(items):
