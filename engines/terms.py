@@ -32,7 +32,8 @@ class Terms(NamedTuple):
         log_posterior: latent site → log q(z), (S, B).
         kl: latent site with a registered analytic KL → KL(q‖p), (B, D) or (S, B, D): elementwise where the family
             factorises, else D = 1.
-        choice: latent site → log q of the discrete choices that its draw has no gradient in, (S, B); others are missing.
+        choice: latent site → log q of the discrete choices that its draw has no gradient in, (S, B), in training; others are
+            missing.
         weight: (B,), 0 marks a filler row.
 
     What only some objectives need, and name in `Objective.needs`:

@@ -70,7 +70,7 @@ def misfit(prior: Any, posterior: Any, divergence: Any) -> str | None:
             f'and the divergence {divergence.kind!r} as set needs one: use gradient = "weights", or kl with '
             'estimator = "analytic"'
         )
-    if by_score and divergence.particles == 1:
+    if by_score and analytic and divergence.particles == 1:
         return (
             'gradient = "score" compares draws of the same sentence, and there is one: divergence.particles = 2 would '
             "be right"

@@ -71,14 +71,14 @@ class _RandomMeasure(dist.Distribution):
         weights = self.weights.sample(of_weights, sample_shape)
         locations, chosen = self._draw_locations(of_locations, weights.shape)
         taken = self._tiled(self.mask_of_components)
-        if (
-            chosen is not None and self.gradient == "weights"
-        ):  # that of log π_k, of which the norm would take the share π_k
+        self.drawn = None
+        if chosen is not None and self.gradient == "weights":
+            # log π_k moves as much as the log share, 0 here: the norm takes the part π_k of that back
             heavier = (chosen - stop_gradient(chosen)) / jnp.maximum(-jnp.expm1(stop_gradient(weights)), _OTHERS)
             weights = jnp.where(taken, jax.nn.log_softmax(weights + heavier, -1), weights)
         value = jnp.concatenate((weights[..., None], jnp.where(taken[..., None], locations, 0)), -1)
-        scored = chosen is not None and self.gradient == "score"
-        self.drawn = (value, jnp.where(taken, chosen, 0).sum(-1)) if scored else None
+        if chosen is not None and self.gradient == "score":
+            self.drawn = value, jnp.where(taken, chosen, 0).sum(-1)
         return value
 
     def log_choice(self, value: Array) -> Array | None:

@@ -19,7 +19,7 @@ from ..protocol import Objective
 from ..sites import PARTICLES, is_shared, refuse_mismatch, refuse_scale, refuse_shapes, rows_of
 from ..suited import refuse_unsuited
 from ..terms import TABLES, Sides, Terms
-from .analytic import analytic_kl
+from .analytic import analytic_kl, peel
 from .arrays import stop_gradient
 from .dreams import asleep
 from .enumeration import at, support, weighed
@@ -104,9 +104,10 @@ def terms(
         if kl is not None:
             kl = kl if by_guide.share is None else kl.sum(-1)[..., None]  # as many dimensions as weights, for each row
             tables["kl"][site] = datum(kl, event=True)
-        choice = getattr(q["fn"], "log_choice", lambda value: None)(q["value"])
+        base, _, mask = peel(q["fn"])
+        choice = getattr(base, "log_choice", lambda value: None)(q["value"])
         if choice is not None:
-            tables["choice"][site] = by_guide(choice)
+            tables["choice"][site] = by_guide(jnp.where(mask, choice, 0.0))
         for field, value in needed(p, q, needs, {PARTICLES, plate}, draw).items():
             if field in ("path", "score", "score_norm"):
                 tables[field][site] = by_guide(value)

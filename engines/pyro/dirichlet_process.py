@@ -63,15 +63,14 @@ class _RandomMeasure(TorchDistribution):
         weights = self.weights.rsample(sample_shape)
         locations, chosen = self._draw_locations(self._extended_shape(sample_shape)[:-1])
         taken = self._tiled(self.mask_of_components)
-        if (
-            chosen is not None and self.gradient == "weights"
-        ):  # that of log π_k, of which the norm would take the share π_k
+        self.drawn = None
+        if chosen is not None and self.gradient == "weights":
+            # log π_k moves as much as the log share, 0 here: the norm takes the part π_k of that back
             heavier = (chosen - chosen.detach()) / (-weights.detach().expm1()).clamp(min=_OTHERS)
             weights = torch.where(taken, (weights + heavier).log_softmax(-1), weights)
         value = torch.cat((weights.unsqueeze(-1), locations.masked_fill_(~taken.unsqueeze(-1), 0)), -1)
-        self.drawn = (
-            (value, chosen.where(taken, 0).sum(-1)) if chosen is not None and self.gradient == "score" else None
-        )
+        if chosen is not None and self.gradient == "score":
+            self.drawn = value, chosen.where(taken, 0).sum(-1)
         return value
 
     def log_choice(self, value: Tensor) -> Tensor | None:

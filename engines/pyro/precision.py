@@ -4,8 +4,9 @@
 oneDNN rounds the operands inside the product; on CUDA the same switch takes TF32. Results and everything around the
 products stay float32; float64 is never touched.
 
-`steps_of`: a weight's gradient is Σ_t δ_tᵀ x_t, which autograd adds up step by step, a pass over the weight each time.
-`linear` and `onto` inside the context let it be one product over all steps, once δ_1 … δ_T are there.
+`Gathering`: a weight's gradient is Σ_t δ_tᵀ x_t, which autograd adds up step by step, a pass over the weight each time.
+`linear` and `onto` inside the context let it be one product over all steps, once δ_1 … δ_T are there. What is to be
+differentiated twice, also within a step, takes `_twice_differentiable`.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class _Gathered(torch.autograd.Function):
     """What the products of a weight are added to at every step (T, N, out), whose gradient is δ_1 … δ_T."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, weight: Tensor, inputs: list[Tensor]) -> Tensor:
-        ctx.weight, ctx.inputs = weight, inputs
+    def forward(ctx: Any, base: Tensor, weight: Tensor, inputs: list[Tensor], versions: list[int]) -> Tensor:
+        ctx.weight, ctx.inputs, ctx.versions = weight, inputs, versions
         return base.view_as(base)
 
     @staticmethod
@@ -113,8 +114,12 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.inputs
         if not _is_reached(ctx.weight):
-            return upstream, None, None
-        return upstream, upstream[: len(inputs)].flatten(0, 1).t() @ torch.cat(inputs), None
+            return upstream, None, None, None
+        if [x._version for x in inputs] != ctx.versions:
+            raise RuntimeError(
+                "what a product in a loop over time reads was changed in place before its gradient was formed"
+            )
+        return upstream, upstream[: len(inputs)].flatten(0, 1).t() @ torch.cat(inputs), None, None
 
 
 class _Use(NamedTuple):
@@ -124,30 +129,33 @@ class _Use(NamedTuple):
     added: Tensor | None
     transposed: Tensor
     inputs: list[Tensor]
+    versions: list[int]
     gathered: Sequence[Tensor]
 
 
-class steps_of:
+class Gathering:
     """Inside, `linear` and `onto` are called in a loop over this many steps."""
 
-    current: steps_of | None = None
+    current: Gathering | None = None
+    most = 32
+    """Weights whose gradients are gathered: of those that are made anew at every step, the rest is autograd's."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.uses: dict[tuple[int, int], _Use] = {}
-        self.places: dict[int, tuple[Tensor, int]] = {}
+        self.places: dict[int, tuple[Tensor, Tensor, int]] = {}
 
-    def __enter__(self) -> steps_of:
-        self.before, steps_of.current = steps_of.current, self
+    def __enter__(self) -> Gathering:
+        self.before, Gathering.current = Gathering.current, self
         return self
 
     def __exit__(self, *error: object) -> None:
-        steps_of.current = self.before
+        Gathering.current = self.before
 
     def parts(self, sequence: Tensor) -> tuple[Tensor, ...]:
         """Each step of (T, …), to which `onto` adds."""
         found = sequence.unbind(0)
-        self.places |= {id(part): (sequence, time) for time, part in enumerate(found)}
+        self.places |= {id(part): (part, sequence, time) for time, part in enumerate(found)}
         return found
 
     def product(self, x: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
@@ -155,29 +163,35 @@ class steps_of:
         use = self.uses.get((id(weight), id(added)))
         if use is None or len(use.inputs) == self.steps or use.gathered[0].shape[0] != x.shape[0]:
             base = weight.new_zeros(()) if added is None else added
-            inputs: list[Tensor] = []
-            gathered = _Gathered.apply(base.expand(self.steps, x.shape[0], weight.shape[0]), weight, inputs).unbind(0)
-            use = self.uses[id(weight), id(added)] = _Use(weight, added, weight.detach().t(), inputs, gathered)
+            lists: tuple[list[Tensor], list[int]] = [], []
+            gathered = _Gathered.apply(base.expand(self.steps, x.shape[0], weight.shape[0]), weight, *lists).unbind(0)
+            use = self.uses[id(weight), id(added)] = _Use(weight, added, weight.detach().t(), *lists, gathered)
         found = torch.addmm(use.gathered[len(use.inputs)], x, use.transposed)
         use.inputs.append(x.detach())
+        use.versions.append(x._version)
         return found
 
     def sequence(self, part: Tensor, weight: Tensor) -> Tensor | None:
         """What `part` is a step of, where the weight's next product is the one to be added to it."""
-        sequence, time = self.places.get(id(part), (None, 0))
+        if id(part) not in self.places:
+            return None
+        _, sequence, time = self.places[id(part)]
         use = self.uses.get((id(weight), id(sequence)))
         return sequence if time == (0 if use is None else len(use.inputs)) else None
 
 
-def _loop(weight: Tensor) -> steps_of | None:
+def _loop(weight: Tensor) -> Gathering | None:
     """The loop that gathers this weight's gradient, if one does."""
-    return steps_of.current if torch.is_grad_enabled() and weight.requires_grad and not _twice() else None
+    loop = Gathering.current
+    if loop is None or len(loop.uses) >= loop.most or _twice():
+        return None
+    return loop if torch.is_grad_enabled() and weight.requires_grad else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b."""
     loop = _loop(weight)
-    if loop is None:
+    if loop is None or x.dim() < 2:
         return torch.nn.functional.linear(x, weight, bias)
     found = loop.product(x.flatten(0, -2) if x.dim() > 2 else x, weight, bias)
     return found.unflatten(0, x.shape[:-1]) if x.dim() > 2 else found
@@ -185,7 +199,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def onto(x: Tensor, base: Tensor, weight: Tensor) -> Tensor:
     """base + x Wᵀ, in one operation where nothing is broadcast."""
-    if x.dim() > 2 or base.shape != (*x.shape[:1], *weight.shape[:1]):
+    if x.dim() != 2 or base.shape != (*x.shape[:1], *weight.shape[:1]):
         return base + linear(x, weight)
     loop = _loop(weight)
     sequence = None if loop is None else loop.sequence(base, weight)

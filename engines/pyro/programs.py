@@ -79,7 +79,8 @@ class Realised:
             in_model = self._used() | {_neutral(name) for name in model_trace.param_nodes} - in_guide
             for trace in (guide_trace, model_trace):
                 _refuse_two_networks(trace)
-            objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+            terms = objective.terms(guide_trace, model_trace, plate=self.pair.plate, data_size=self.settings.data_size)
+            terms.log_weight()  # a law without a density at its own draws says so now
             latents = objective.sites(guide_trace)
             refuse_unsuited(
                 latents, objective.sites(model_trace), self.settings.objective, self.pair.plate, constraints.real

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions import constraints
@@ -16,21 +15,12 @@ from torch.distributions import Laplace, Normal
 from ...models.sequence import State, Step
 from ..windows import Carry
 from .analytic import peel
-from .precision import steps_of
+from .precision import Gathering
 
 Law = Callable[..., Any]
 
 _STACKED = (Normal, Laplace)
 """Families whose laws of all steps are put together from those of each; others are asked for once more."""
-
-
-class Known(NamedTuple):
-    """A path drawn by a program of the run: `Path.along` of it, and what the step gave for the priors along it."""
-
-    step: Step
-    z: Tensor
-    found: tuple[State, Tensor]
-    priors: Any = None
 
 
 class Path:
@@ -43,7 +33,7 @@ class Path:
         carry: what another window left, and where this one leaves its last state; None: there is no other.
     """
 
-    def __init__(self, step: Step, x: Tensor, known: list[Known], carry: Carry | None = None) -> None:
+    def __init__(self, step: Step, x: Tensor, known: list[Any], carry: Carry | None = None) -> None:
         self.step, self.x, self.known, self.carry = step, x, known, carry
 
     @cached_property
@@ -58,19 +48,13 @@ class Path:
 
     def along(self, z: Tensor) -> tuple[State, Tensor]:
         """h_1 … h_T along z (…, T, B, Z), each (…, T, B, H), and v_1 … v_T, what the step reads of z."""
-        for known in self._known(z):
-            return known.found
+        for step, path, found in self.known:
+            if path is z and type(step) is type(self.step):
+                return found
         steps = iter(z.unbind(-3))
         found, _ = self.run(tuple(z.shape[:-3]), lambda *_: (next(steps), None))
-        self.known.append(Known(self.step, z, found))
+        self.known.append((self.step, z, found))
         return found
-
-    def priors(self, z: Tensor) -> Any:
-        """The priors of z_1 … z_T, if a guide that asked for them drew this path."""
-        return next((known.priors for known in self._known(z)), None)
-
-    def _known(self, z: Tensor) -> Iterator[Known]:
-        return (known for known in self.known if known.z is z and type(known.step) is type(self.step))
 
     def run(
         self,
@@ -83,7 +67,7 @@ class Path:
         h = (self.carry or Carry()).first((*particles, rows), self.step.start)
         inputs = self.step.inputs(self.x, self.first)
         states, read, drawn = [], [], []
-        with steps_of(steps) as loop:
+        with Gathering(steps) as loop:
             along = ((None,) * steps if part is None else loop.parts(part) for part in (inputs, reading))
             for time, (u, e) in enumerate(zip(*along, strict=True)):
                 states.append(h)
@@ -132,24 +116,18 @@ class Unrolled(TorchDistribution):
                 return torch.addcmul(base.loc, base.scale, noise[time].to(base.loc)), fn
             return (fn.rsample() if fn.has_rsample else fn.sample()), fn
 
-        with _noted(self.path.step) as priors:
-            along, drawn = self.path.run(particles, draw, self.reading)
+        along, drawn = self.path.run(particles, draw, self.reading)
         z = torch.stack([one for one, _ in drawn], -3)
         laws = [fn for _, fn in drawn]
         if isinstance(peel(laws[0])[0], _STACKED):
             self.drawn = z, _together(laws, self.batch_shape)
-        asked = len(priors) == len(laws) and isinstance(peel(priors[0])[0], _STACKED)
-        both = _together(priors, self.batch_shape) if asked else None
-        self.path.known.append(Known(self.path.step, z, along, both))
+        self.path.known.append((self.path.step, z, along))
         return z
 
     def given(self, z: Tensor) -> Any:
         """The laws of z_1 … z_T at the states along z: a distribution of the same batch and event."""
         if self.drawn is not None and self.drawn[0] is z:
             return self.drawn[1]
-        priors = self.path.priors(z) if self.law == self.path.step.prior else None
-        if priors is not None:
-            return priors
         states, _ = self.path.along(z)
         fn = self.law(states) if self.reading is None else self.law(states, self.reading)
         return fn if fn.batch_shape == z.shape[:-1] else fn.expand(z.shape[:-1])
@@ -163,22 +141,6 @@ def given(site: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(site["fn"], Unrolled):
         return {**site, "fn": site["fn"].given(site["value"])}
     return site
-
-
-@contextmanager
-def _noted(step: Step) -> Iterator[list[Any]]:
-    """Every p(z_t | h_t) that the step is asked for meanwhile."""
-    found, prior = [], step.prior
-
-    def noting(h: State) -> Any:
-        found.append(prior(h))
-        return found[-1]
-
-    setattr(step, "prior", noting)  # noqa: B010 - a method, of this one step
-    try:
-        yield found
-    finally:
-        delattr(step, "prior")
 
 
 def _over_rows(state: State, rows: tuple[int, ...]) -> State:

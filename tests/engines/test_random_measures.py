@@ -51,10 +51,11 @@ def programs(engine, scheme, gradient="implicit"):
     def rows(x):
         return array(np.broadcast_to(x, (ROWS, *np.shape(x))).copy())
 
-    mask = rows(np.array([True, True]))
+    mask, real = rows(np.array([True, True])), rows(np.array(True))
+    masked = pyro.poutine.mask if torch_side else numpyro.handlers.mask
 
     def model():
-        with ppl.plate("data", ROWS):
+        with ppl.plate("data", ROWS), masked(mask=real):
             total = rows(math.log(TOTAL))
             measure = ppl.sample("F", room.BoundedDirichletPrior(total, array(np.zeros(2)), array(np.ones(2)), mask))
             weights, atoms = measure[..., :1], measure[..., 1:]
@@ -63,7 +64,7 @@ def programs(engine, scheme, gradient="implicit"):
 
     def guide():
         log_alpha = ppl.param("log_alpha", rows(LOG_ALPHA))
-        with ppl.plate("data", ROWS):
+        with ppl.plate("data", ROWS), masked(mask=real):
             keep = {"scheme": scheme, "gradient": gradient}
             ppl.sample("F", room.BoundedDirichletProcess(log_alpha, rows(LOC), rows(SCALE), mask, **keep))
 
