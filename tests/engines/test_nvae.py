@@ -29,9 +29,9 @@ RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("_float64")
 
 
-def networks(prior=None, posterior=None, longest=8, **decoder):
+def networks(prior=None, posterior=None, longest=8, stacked=0, **decoder):
     model = {"prior": {"dim": 2} | (prior or {}), "decoder": STACK | decoder, "longest": longest}
-    guide = {"posterior": posterior or {}, "encoder": STACK}
+    guide = {"posterior": posterior or {}, "encoder": STACK, "stacked": stacked}
     return NVAE.realisable(NVAEModel.model_validate(model), NVAEGuide.model_validate(guide), V)
 
 
@@ -88,6 +88,20 @@ def test_the_kl_is_the_formula_whatever_the_draw(both, engine, objective, places
     else:
         assert (ratio.mean(0) < wanted + 4.5 * error).all()
         assert (ratio.mean(0) < np.array(wanted) - 5 * error).any()
+
+
+def test_a_step_sees_the_choice_of_every_measure_it_drew(both, engine):
+    seen = []
+
+    class Noted(KL):
+        def loss(self, terms, weight):
+            seen.append({site: tuple(value.shape) for site, value in terms.choice.items()})
+            return super().loss(terms, weight)
+
+    batch, nets = both.sentences(*WORDS), networks({"places": 2}, {"gradient": "score"}, stacked=1)
+    program = both.program(engine, NVAE, nets, data_size=len(WORDS), divergence=Noted(particles=2))
+    program.step(program.init(batch), [batch], both.control())
+    assert seen[-1] == {"F_1": (2, len(WORDS)), "F": (2, len(WORDS))}
 
 
 def test_pads_and_filler_change_no_term_and_no_gradient(both, engine):
