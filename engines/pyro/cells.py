@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...models import cells
 from .module import Realised
-from .precision import linear, onto
+from .precision import _linear, onto
 from .recurrence import gru
 
 State = tuple[Tensor, ...]
@@ -49,7 +49,7 @@ class RecurrentCell(Realised):
     def _gru(self, projected: Tensor, latent: Tensor, state: State) -> State:
         hidden, by_latent = self.spec.hidden, getattr(self, "weight_latent", None)
         gates = projected if by_latent is None else onto(latent, projected, by_latent)
-        recurrent = linear(state[0], self.weight_hh, self.get_parameter("bias_hh"))
+        recurrent = _linear(state[0], self.weight_hh, self.get_parameter("bias_hh"))
         r, z = (gates[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).sigmoid().chunk(2, -1)
         n = torch.addcmul(gates[..., 2 * hidden :], r, recurrent[..., 2 * hidden :]).tanh()
         return (torch.lerp(n, state[0], z),)

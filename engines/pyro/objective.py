@@ -75,7 +75,7 @@ def terms(
     refuse_mismatch(guide, model)
     rows = rows_of(model, plate)
     tables: dict[str, dict[str, Tensor]] = {name: {} for name in TABLES}
-    log_prior, log_posterior = Densities(), Densities()
+    log_prior, log_posterior = _Densities(), _Densities()
     for name, p in model.items():
         datum = _PerDatum(p, plate, rows, data_size)
         site = _base_name(name, p)
@@ -105,7 +105,7 @@ def terms(
     return Terms(**{**tables, "log_prior": log_prior, "log_posterior": log_posterior}, weight=weight)
 
 
-class Densities(Mapping[str, Tensor]):
+class _Densities(Mapping[str, Tensor]):
     """Site → log density per datum, computed once it is read: few objectives do where there is an analytic KL."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from .discrete import ConcreteBernoulli, ConcreteCategorical, OneHotCategorical
 from .flows import FlowNormal as NormalThroughFlow
 from .flows import layers_of
 from .module import Realised
-from .precision import linear
+from .precision import _linear
 from .spherical import PowerSpherical as PowerSphericalLatents
 from .spherical import VonMisesFisher as VonMisesFisherLatents
 
@@ -36,7 +36,7 @@ class Amortised(Realised):
     def parts(self, h: Tensor, count: int) -> tuple[Tensor, ...]:
         """W h as `count` arrays (…, Z), and what is left."""
         latent = self.sizes["latent"]
-        found = linear(h, self.weight)
+        found = _linear(h, self.weight)
         found = self.exchange(found) if self.exchange else found
         return found.split([latent] * count + [found.shape[-1] - count * latent], -1)
 

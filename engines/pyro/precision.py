@@ -4,8 +4,8 @@
 oneDNN rounds the operands inside the product; on CUDA the same switch takes TF32. Results and everything around the
 products stay float32; float64 is never touched.
 
-`Gathering`: a weight's gradient is Σ_t δ_tᵀ x_t, which autograd adds up step by step, a pass over the weight each time.
-`linear` and `onto` inside the context let it be one product over all steps, once δ_1 … δ_T are there. What is to be
+`_Gathering`: a weight's gradient is Σ_t δ_tᵀ x_t, which autograd adds up step by step, a pass over the weight each time.
+`_linear` and `onto` inside the context let it be one product over all steps, once δ_1 … δ_T are there. What is to be
 differentiated twice, also within a step, takes `_twice_differentiable`.
 """
 
@@ -133,10 +133,10 @@ class _Use(NamedTuple):
     gathered: Sequence[Tensor]
 
 
-class Gathering:
-    """Inside, `linear` and `onto` are called in a loop over this many steps."""
+class _Gathering:
+    """Inside, `_linear` and `onto` are called in a loop over this many steps."""
 
-    current: Gathering | None = None
+    current: _Gathering | None = None
     most = 32
     """Weights whose gradients are gathered: of those that are made anew at every step, the rest is autograd's."""
 
@@ -145,12 +145,12 @@ class Gathering:
         self.uses: dict[tuple[int, int], _Use] = {}
         self.places: dict[int, tuple[Tensor, Tensor, int]] = {}
 
-    def __enter__(self) -> Gathering:
-        self.before, Gathering.current = Gathering.current, self
+    def __enter__(self) -> _Gathering:
+        self.before, _Gathering.current = _Gathering.current, self
         return self
 
     def __exit__(self, *error: object) -> None:
-        Gathering.current = self.before
+        _Gathering.current = self.before
 
     def parts(self, sequence: Tensor) -> tuple[Tensor, ...]:
         """Each step of (T, …), to which `onto` adds."""
@@ -180,15 +180,15 @@ class Gathering:
         return sequence if time == (0 if use is None else len(use.inputs)) else None
 
 
-def _loop(weight: Tensor) -> Gathering | None:
+def _loop(weight: Tensor) -> _Gathering | None:
     """The loop that gathers this weight's gradient, if one does."""
-    loop = Gathering.current
+    loop = _Gathering.current
     if loop is None or len(loop.uses) >= loop.most or _twice():
         return None
     return loop if torch.is_grad_enabled() and weight.requires_grad else None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b."""
     loop = _loop(weight)
     if loop is None or x.dim() < 2:
@@ -200,7 +200,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def onto(x: Tensor, base: Tensor, weight: Tensor) -> Tensor:
     """base + x Wᵀ, in one operation where nothing is broadcast."""
     if x.dim() != 2 or base.shape != (*x.shape[:1], *weight.shape[:1]):
-        return base + linear(x, weight)
+        return base + _linear(x, weight)
     loop = _loop(weight)
     sequence = None if loop is None else loop.sequence(base, weight)
     if loop is None or sequence is None:

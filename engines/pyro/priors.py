@@ -17,7 +17,7 @@ from .distributions import PAD
 from .flows import FlowNormal, layers_of
 from .mlp import MLP
 from .module import Realised
-from .precision import linear
+from .precision import _linear
 from .spherical import HypersphericalUniform as UniformOnSphere
 
 
@@ -102,7 +102,7 @@ class GatedTransition(Realised):
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return linear(x, self.get_parameter(f"weight_{name}"), self.get_parameter(f"bias_{name}"))
+        return _linear(x, self.get_parameter(f"weight_{name}"), self.get_parameter(f"bias_{name}"))
 
 
 class FlowPrior(_Placed):

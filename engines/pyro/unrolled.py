@@ -15,7 +15,7 @@ from torch.distributions import Laplace, Normal
 from ...models.sequence import State, Step
 from ..windows import Carry
 from .analytic import peel
-from .precision import Gathering
+from .precision import _Gathering
 
 Law = Callable[..., Any]
 
@@ -67,7 +67,7 @@ class Path:
         h = (self.carry or Carry()).first((*particles, rows), self.step.start)
         inputs = self.step.inputs(self.x, self.first)
         states, read, drawn = [], [], []
-        with Gathering(steps) as loop:
+        with _Gathering(steps) as loop:
             along = ((None,) * steps if part is None else loop.parts(part) for part in (inputs, reading))
             for time, (u, e) in enumerate(zip(*along, strict=True)):
                 states.append(h)

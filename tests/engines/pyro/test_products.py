@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guidebook.engines.pyro import precision
-from guidebook.engines.pyro.precision import Gathering, _reaching, _twice_differentiable, linear, onto
+from guidebook.engines.pyro.precision import _Gathering, _linear, _reaching, _twice_differentiable, onto
 
 STEPS, ROWS, WIDTH = 5, 3, 4
 
@@ -30,10 +30,10 @@ def _loop(tensors, gathering, last):
     """A recurrence that uses one weight twice a step, and another twice in the second and not in the last `last`."""
     h, sequence, weight, bias, other = tensors.values()
     states = []
-    with Gathering(STEPS) if gathering else nullcontext() as loop:
+    with _Gathering(STEPS) if gathering else nullcontext() as loop:
         parts = sequence.unbind(0) if loop is None else loop.parts(sequence)
         for time, part in enumerate(parts):
-            h = linear(linear(h, weight, bias).tanh(), weight)
+            h = _linear(_linear(h, weight, bias).tanh(), weight)
             if time < STEPS - last:
                 h = onto(h, part, other).sigmoid()
             if time == 1:
@@ -87,20 +87,20 @@ def test_gradients_of_weights_that_are_not_reached_are_not_formed(formed):
 def test_what_was_read_must_not_change():
     tensors = _tensors(())
     x = tensors["first"] * 1.0
-    with Gathering(1):
-        found = linear(x, tensors["weight"])
+    with _Gathering(1):
+        found = _linear(x, tensors["weight"])
     x.zero_()
     with pytest.raises(RuntimeError, match="changed in place"):
         found.sum().backward()
 
 
 def test_weights_made_anew_at_every_step_are_autograds():
-    tensors, steps = _tensors(()), 2 * Gathering.most
+    tensors, steps = _tensors(()), 2 * _Gathering.most
     h = tensors["first"]
-    with Gathering(steps) as loop:
+    with _Gathering(steps) as loop:
         for _ in range(steps):
-            h = linear(h[0], tensors["weight"] * 1.0).expand(ROWS, WIDTH) + linear(h, tensors["weight"] * 1.0).tanh()
-    assert len(loop.uses) == Gathering.most
+            h = _linear(h[0], tensors["weight"] * 1.0).expand(ROWS, WIDTH) + _linear(h, tensors["weight"] * 1.0).tanh()
+    assert len(loop.uses) == _Gathering.most
     again = tensors["first"]
     for _ in range(steps):
         again = (
