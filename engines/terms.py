@@ -58,7 +58,6 @@ class Terms(NamedTuple):
     log_posterior: Mapping[str, Array]
     kl: Mapping[str, Array]
     weight: Array
-    choice: Mapping[str, Array] = NOTHING
     path: Mapping[str, Array] = NOTHING
     score: Mapping[str, Array] = NOTHING
     score_norm: Mapping[str, Array] = NOTHING
@@ -67,6 +66,7 @@ class Terms(NamedTuple):
     joint_score: Mapping[str, Array] = NOTHING
     normal: Mapping[str, Array] = NOTHING
     dream: Mapping[str, Array] = NOTHING
+    choice: Mapping[str, Array] = NOTHING
     share: Array | None = None
     evidence: Array | None = None
 
