@@ -5,7 +5,7 @@ Letters: S particles, B rows of the batch, D event dimensions of a latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 Array = Any
@@ -103,6 +103,19 @@ class Terms(NamedTuple):
         if value.ndim == 1:
             return value
         return value.mean(0) if self.share is None else (self.share * value).sum(0)
+
+    def converted(self, to_numpy: Callable[[Any], Any], needs: Set[str]) -> Terms:
+        """The same in NumPy, without the tables that are neither always there nor in `needs`; the densities (S, B)."""
+        densities = {
+            field: {site: to_numpy(value).reshape(-1, len(self.weight)) for site, value in getattr(self, field).items()}
+            for field in ("log_likelihood", "log_prior", "log_posterior")
+        }
+        others = {
+            field: {site: to_numpy(value) for site, value in getattr(self, field).items()}
+            for field in ("kl", *needs & set(TABLES))
+        }
+        share = None if self.share is None else to_numpy(self.share)
+        return Terms(**densities, **others, weight=to_numpy(self.weight), share=share)
 
     def sums(self, loss: Array) -> dict[str, Array]:
         """What a person wants to see of one batch: sums over its real rows, means over particles."""

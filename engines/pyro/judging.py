@@ -19,7 +19,7 @@ from ..protocol import Batch, Posterior
 from ..seeds import derive
 from ..sites import is_shared
 from ..suited import refuse_immovable, refuse_shared
-from ..terms import TABLES, Terms
+from ..terms import Terms
 from . import objective
 from .analytic import peel
 from .chains import chain
@@ -44,26 +44,9 @@ class Judging(Decoding):
                 if drawn or filtering
                 else self.terms_of(arrays, particles, seed)
             )
-            rows = len(batch["weight"])
-            likelihood, prior, posterior = (
-                {site: to_numpy(value).reshape(-1, rows) for site, value in table.items()}
-                for table in (found.log_likelihood, found.log_prior, found.log_posterior)
-            )
-            others = {
-                field: {site: to_numpy(value) for site, value in getattr(found, field).items()}
-                for field in ("kl", *self.settings.objective.needs & set(TABLES))
-            }
+            found = found.converted(to_numpy, self.settings.objective.needs)
         evidence = filtering and self.filter(state, batch, seed=seed, particles=particles, filtering=filtering)
-        share = None if found.share is None else to_numpy(found.share)
-        return Terms(
-            likelihood,
-            prior,
-            posterior,
-            weight=to_numpy(found.weight),
-            share=share,
-            evidence=evidence and evidence.log_evidence,
-            **others,
-        )
+        return found._replace(evidence=evidence and evidence.log_evidence)
 
     def log_weights(self, state: Any, batch: Batch, *, seed: int, particles: int, rows: int) -> np.ndarray:
         refuse_shared(self.shared)
