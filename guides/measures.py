@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from ..models.spec import Spec, Support, Weight, kind_unless_said
 from .posteriors import Charge
@@ -81,6 +81,17 @@ class DirichletProcessPosterior(_Normals):
     )
     lambda_weights: NonNegativeFloat = 1.0
     lambda_locations: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _objectives_have_settings(self) -> DirichletProcessPosterior:
+        for name, objective in (("gradient", "mixture"), ("lambda_weights", "paper"), ("lambda_locations", "paper")):
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual and self.objective != objective:
+                raise ValueError(
+                    f"{name} = {value!r} says nothing with objective = {self.objective!r}: {usual!r}, or "
+                    f"objective = {objective!r}, would be right"
+                )
+        return self
 
     @property
     def charge(self) -> Charge:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Bottleneck(_Result):
     """What a bottleneck keeps of one sentence.
 
-    tokens: as the encoder reads them, the end mark last. pseudo_counts: α of each. prior: α of the prior component.
+    tokens: as the encoder reads them, the end mark last. pseudo_counts: α of each. prior: α of the prior component. counted:
+    whether they are known, and not up to a factor alone, as under an empirical prior.
     attention: (layers, heads, words and end mark, 1 + tokens) what each decoded word weighs the prior component and the tokens by.
     """
 
@@ -30,21 +31,27 @@ class Bottleneck(_Result):
     pseudo_counts: np.ndarray
     prior: float
     attention: np.ndarray
+    counted: bool = True
 
     header = ("token", "pseudo-count", "kept", "attention to it", "its own to the prior component")
 
     @property
-    def kept(self) -> np.ndarray:
-        return self.pseudo_counts > KEPT_FROM
+    def kept(self) -> np.ndarray | None:
+        """Of each token; None where its pseudo-count is not known."""
+        return self.pseudo_counts > KEPT_FROM if self.counted else None
 
     @property
     def title(self) -> str:
-        return f"{self.kept.sum()} of {len(self.tokens)} vectors kept, pseudo-counts {self.pseudo_counts.sum():.1f} + {self.prior:.1f}"
+        counts = f"pseudo-counts {self.pseudo_counts.sum():.1f} + {self.prior:.1f}"
+        if self.kept is None:
+            return f"{len(self.tokens)} vectors, {counts} up to a factor"
+        return f"{self.kept.sum()} of {len(self.tokens)} vectors kept, {counts}"
 
     def rows(self) -> list[tuple[str, ...]]:
         mean = self.attention.mean((0, 1))
-        columns = zip(self.tokens, self.pseudo_counts, self.kept, mean[:, 1:].mean(0), mean[:, 0], strict=True)
-        return [(t, f"{a:.3f}", "yes" if k else "", f"{to:.2f}", f"{own:.2f}") for t, a, k, to, own in columns]
+        kept = ["–"] * len(self.tokens) if self.kept is None else ["yes" if one else "" for one in self.kept]
+        columns = zip(self.tokens, self.pseudo_counts, kept, mean[:, 1:].mean(0), mean[:, 0], strict=True)
+        return [(t, f"{a:.3f}", k, f"{to:.2f}", f"{own:.2f}") for t, a, k, to, own in columns]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -75,4 +82,5 @@ def bottleneck(run: Any, sentence: str) -> Bottleneck:
     words = len(ids) + 1
     alpha = np.exp(measures[0, : words + 1, 0])
     attention = run.program.attention(run.state, batch, measures)[:, 0, :, :words, : words + 1]
-    return Bottleneck([*(run.tokeniser.decode([one]) for one in ids), "⏎"], alpha[1:], float(alpha[0]), attention)
+    tokens = [*(run.tokeniser.decode([one]) for one in ids), "⏎"]
+    return Bottleneck(tokens, alpha[1:], float(alpha[0]), attention, not prior.empirical)

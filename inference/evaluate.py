@@ -7,6 +7,7 @@ whole test set).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -281,7 +282,8 @@ def _no_information(found: Account, local: list[str]) -> str | None:
         if site not in found.posterior:
             return f"q({site} | x) hangs on other draws or changes size: its aggregate has no closed density"
         if found.posterior[site].family != "normal":
-            return f"q({site} | x) is {found.posterior[site].family}: the estimate is for diagonal normals"
+            family = re.sub(r"(?<=.)([A-Z])", r" \1", found.posterior[site].family).lower()
+            return f"q({site} | x) is of the kind {family}: the estimate is for one diagonal normal a datum"
     return None
 
 

@@ -27,7 +27,7 @@ from arviz_base import from_dict
 
 from ..engines.protocol import Batch, Program, State
 from ..engines.seeds import derive
-from ..models.errors import FailedRun
+from ..models.errors import BadInput, FailedRun
 from ..models.measures import NEVER, MeasurePriorSpec
 from .accounting import Progress, each, real
 
@@ -45,6 +45,7 @@ def program_to_arviz(
     text: bool = False,
     steps: bool = False,
     measure: MeasurePriorSpec | None = None,
+    points: bool = False,
     rows: int = 2048,
     seed: int = 0,
     attributes: Mapping[str, Any] | None = None,
@@ -58,14 +59,20 @@ def program_to_arviz(
             data are sentences (the observed site is then `batch["targets"]`, padded with 0).
         steps: whether the data are sequences, with a mask (B, T) in each batch.
         measure: the prior of the latents, where a decoder attends to them: they are packed as it packs its own.
+        points: whether q(z | x) is a point, which has no density: there is neither log_q nor log_weight then.
         rows: the programs run on at most this many particle rows at once.
         attributes: of the whole tree, beside library and version.
     """
+    if draws < 1:
+        raise BadInput(f"{draws} draws asked for: at least 1 would be right")
     found = []
     for number, batch in enumerate(each(batches)):
         found.append(_of_batch(program, state, batch, draws, rows, derive(seed, "export", number), text, steps))
         if progress:
             progress(number + 1, getattr(batches, "steps_per_epoch", 0))
+    if points:
+        for part in found:
+            part["sample_stats"] = {"lp": part["sample_stats"]["lp"]}
     index = np.concatenate([part["index"]["index"] for part in found])
     groups = {
         group: _joined([part[group] for part in found], np.argsort(index, kind="stable"), axis)

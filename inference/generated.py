@@ -83,7 +83,7 @@ class Reconstructions(_Result):
     @property
     def source(self) -> str:
         """Which latent was decoded, in words."""
-        return {"mean": "the mean of q(z | x)", "draw": "a draw from q(z | x)"}[self.latent]
+        return {"mean": "the posterior mean", "draw": "a draw from the posterior"}[self.latent]
 
     @property
     def title(self) -> str:

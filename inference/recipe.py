@@ -164,9 +164,9 @@ def parse(raw: Mapping[str, Any], *, pair: Pair | None = None, origin: str = "re
         why = f"fivo filters the steps of a sequence, and the pair {chosen.name!r} has none: use the divergence iwae"
     if why is None and recipe.fit.refine and posterior and not posterior.pathwise:
         why = f"fit.refine needs a gradient through draws, and the posterior {posterior.kind!r} has none: leave it out"
-    if why is None and (recipe.fit.refine or recipe.fit.consistency) and getattr(prior, "support", "") in ATTENDED:
-        key = "refine" if recipe.fit.refine else "consistency"
-        why = f"fit.{key} is for one latent vector a datum, and the pair {chosen.name!r} has sets of them: leave it out"
+    vectors = [key for key in ("refine", "consistency", "aggressive") if getattr(recipe.fit, key)]
+    if why is None and vectors and getattr(prior, "support", "") in ATTENDED:
+        why = f"fit.{vectors[0]} is for one latent vector a datum, and the pair {chosen.name!r} has sets of them: leave it out"
     if why is None and recipe.fit.refine and getattr(prior, "kind", "") == "vamp":
         why = "fit.refine moves what the encoder gives, and the prior 'vamp' reads the encoder too: use another prior"
     if why is None and recipe.fit.consistency:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.lax import stop_gradient
-from jax.nn import logsumexp
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import validate_sample
@@ -23,7 +22,7 @@ from numpyro.distributions.util import validate_sample
 from ...models.errors import BadInput
 from .dirichlet import MASKED, LogDirichlet, log_simplex
 from .dirichlet_kl import dirichlet_kl
-from .mixture_draw import components_drawn, reparameterised
+from .mixture_draw import components_drawn, log_density, reparameterised
 from .normal_kl import normal_kl
 
 Scheme = Literal["stratified", "mixture"]
@@ -198,14 +197,7 @@ class BoundedDirichletProcess(_RandomMeasure):
     def _locate(self, z: Array) -> Array:
         if self.scheme == "stratified":
             return dist.Normal(self._tiled(self.loc, -2), self._tiled(self.scale, -2)).log_prob(z).sum(-1)
-
-        def located(component: tuple[Array, Array]) -> Array:
-            loc, scale = (x[..., None, :] for x in component)
-            return dist.Normal(loc, scale).log_prob(z).sum(-1)
-
-        parts = tuple(jnp.moveaxis(x, -2, 0) for x in (self.loc, self.scale))
-        each = jnp.moveaxis(jax.lax.map(located, parts), 0, -1)  # (…, K, M, p) at once is too much
-        return logsumexp(self.log_share[..., None, :] + each, axis=-1)
+        return log_density(self.log_share, self.loc, self.scale, z)
 
 
 class BoundedDirichletPrior(_RandomMeasure):

@@ -43,15 +43,22 @@ class NormalVectorsPrior(Realised):
     """p(F | n): prior(n (B,), T) is a VectorSet of N(0, I) at the words that have a vector."""
 
     def __call__(self, lengths: Array, steps: int) -> VectorSet:
-        kept = jnp.asarray(self.spec.kept(steps))
-        return _standard(self.spec.dim, kept < lengths[..., None])
+        return _standard(self.spec.dim, self.taken(lengths, steps))
+
+    def taken(self, lengths: Array, steps: int) -> Array:
+        """(B, K), the places that take part."""
+        return jnp.asarray(self.spec.kept(steps)) < lengths[..., None]
 
 
 class PooledNormalPrior(Realised):
     """p(F): prior(n (B,), T) is a VectorSet of one N(0, I)."""
 
     def __call__(self, lengths: Array, steps: int) -> VectorSet:
-        return _standard(self.spec.dim, jnp.ones_like(lengths, bool)[..., None])
+        return _standard(self.spec.dim, self.taken(lengths, steps))
+
+    def taken(self, lengths: Array, steps: int) -> Array:
+        """(B, 1), true."""
+        return jnp.ones_like(lengths, bool)[..., None]
 
 
 class LengthLaw(Realised):
@@ -116,7 +123,7 @@ class NormalVectors(_Normals):
 
     def __call__(self, h: Array, lengths: Array, *, prior: Any) -> VectorSet:
         kept = jnp.asarray(prior.spec.kept(h.shape[-2]))
-        return VectorSet(*self.normals(h[..., kept, :]), _taken(prior, h, lengths))
+        return VectorSet(*self.normals(h[..., kept, :]), prior.taken(lengths, h.shape[-2]))
 
 
 class PointVectors(_Normals):
@@ -124,7 +131,7 @@ class PointVectors(_Normals):
 
     def __call__(self, h: Array, lengths: Array, *, prior: Any) -> VectorSet:
         kept = jnp.asarray(prior.spec.kept(h.shape[-2]))
-        return VectorSet(self.means(h[..., kept, :]), None, _taken(prior, h, lengths))
+        return VectorSet(self.means(h[..., kept, :]), None, prior.taken(lengths, h.shape[-2]))
 
 
 class PooledNormal(_Normals):
@@ -136,7 +143,7 @@ class PooledNormal(_Normals):
             pooled = h.max(-2, keepdims=True, where=real, initial=-jnp.inf)
         else:
             pooled = h.sum(-2, keepdims=True, where=real) / real.sum(-2, keepdims=True)
-        return VectorSet(*self.normals(pooled), _taken(prior, h, lengths))
+        return VectorSet(*self.normals(pooled), prior.taken(lengths, h.shape[-2]))
 
 
 def _led(first: Array, rest: Array) -> Array:
@@ -147,10 +154,6 @@ def _led(first: Array, rest: Array) -> Array:
 
 def _standard(dim: int, mask: Array) -> VectorSet:
     return VectorSet(jnp.zeros((*mask.shape, dim)), jnp.ones((*mask.shape, dim)), mask)
-
-
-def _taken(prior: Any, h: Array, lengths: Array) -> Array:
-    return prior(lengths, h.shape[-2]).mask_of_places
 
 
 MEASURES: dict[type, type[Realised]] = {

@@ -1,4 +1,4 @@
-"""Draws from mixtures of normals with diagonal covariances, reparameterised in all parameters, the weights included.
+"""Mixtures of normals with diagonal covariances: their density, and draws reparameterised in all parameters, the weights too.
 
 A draw moves with its parameters as a velocity v says that keeps ∂q + div(q v) = 0 for the density q = Σ_i w_i q_i
 (Jankowiak & Karaletsos 2018): the gradient is then unbiased. In location and scale, v is that of each component,
@@ -23,6 +23,18 @@ from jax.nn import logsumexp
 from jax.scipy.special import ndtr
 
 from .dirichlet import MASKED
+
+
+def log_density(log_weight: Array, loc: Array, scale: Array, z: Array) -> Array:
+    """log Σ_i w_i N(z; μ_i, diag σ_i²) (…, K) at z (…, K, p), from log w (…, M), normalised, μ and σ (…, M, p)."""
+
+    def located(component: tuple[Array, Array]) -> Array:
+        mean, deviation = (x[..., None, :] for x in component)
+        return _standardised(z, mean, deviation)[1].sum(-1)
+
+    parts = tuple(jnp.moveaxis(x, -2, 0) for x in (loc, scale))
+    each = jnp.moveaxis(jax.lax.map(located, parts), 0, -1)  # (…, K, M, p) at once is too much
+    return logsumexp(log_weight[..., None, :] + each, axis=-1)
 
 
 def components_drawn(key: Array, log_weight: Array, shape: tuple[int, ...]) -> Array:
@@ -66,11 +78,17 @@ def _velocity(log_weight: Array, loc: Array, scale: Array, z: Array) -> tuple[Ar
     standard, log_r = _standardised(z[..., None, :], centre, narrow)
     joint = log_weight[..., None, :] + log_q.sum(-1)
     log_mixture = logsumexp(joint, axis=-1, keepdims=True)
-    between = log_q.cumsum(-1) - log_q + log_r.sum(-1, keepdims=True) - log_r.cumsum(-1)
+    between = _before(log_q) + jnp.flip(_before(jnp.flip(log_r, -1)), -1)
     side = jnp.where(standard > 0, -1.0, 1.0)  # of r: its nearer tail holds the digits
     gap = (ndtr(side * residual) - ndtr(side * standard)) * side
-    flux = -jnp.sign(gap) * jnp.exp(jnp.log(jnp.abs(gap)) + between - log_mixture[..., None])
+    largest = 0.9 * math.log(jnp.finfo(gap.dtype).max)  # for 0 times it is added to the draw
+    flux = -jnp.sign(gap) * jnp.exp(jnp.minimum(jnp.log(jnp.abs(gap)) + between - log_mixture[..., None], largest))
     return residual, jnp.exp(joint - log_mixture), jnp.where(real[..., None, :, :], flux, 0)
+
+
+def _before(x: Array) -> Array:
+    """Σ_{e<d} x_e: not what is left of a sum, since single densities can be −∞."""
+    return jnp.pad(x[..., :-1].cumsum(-1), ((0, 0),) * (x.ndim - 1) + ((1, 0),))
 
 
 def _standardised(z: Array, loc: Array, scale: Array) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from numpyro.distributions.kl import kl_divergence
 
 from ...models.errors import BadInput
 from .dirichlet import MASKED
+from .normal_kl import normal_kl
 
 
 class VectorSet(dist.Distribution):
@@ -70,6 +71,4 @@ def _kl(q: VectorSet, p: VectorSet) -> Array:
         raise BadInput(f"sets of vectors of shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} have no KL")
     if q.scale is None:
         return -p.log_prob(q.mean_measure)
-    ratio, apart = q.scale / p.scale, (q.loc - p.loc) / p.scale
-    each = (0.5 * (apart**2 + (ratio - 1) * (ratio + 1)) - jnp.log(ratio)).sum(-1)
-    return jnp.where(q.mask_of_places, each, 0).sum(-1)
+    return normal_kl(q.loc, q.scale, p.loc, p.scale, q.mask_of_places).sum(-1)

@@ -7,7 +7,6 @@ j-th place, and takes part where i does. Places that take no part hold `MASKED` 
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -19,7 +18,7 @@ from torch.distributions.utils import lazy_property
 from ...models.errors import BadInput
 from .dirichlet import MASKED, LogDirichlet, log_simplex
 from .dirichlet_kl import dirichlet_kl
-from .mixture_draw import components_drawn, reparameterised
+from .mixture_draw import components_drawn, log_density, reparameterised
 from .normal_kl import normal_kl
 
 Scheme = Literal["stratified", "mixture"]
@@ -215,12 +214,7 @@ class BoundedDirichletProcess(_RandomMeasure):
             return (
                 Normal(self._tiled(self.loc, -2), self._tiled(self.scale, -2), validate_args=False).log_prob(z).sum(-1)
             )
-        exact = z.double()  # for what is subtracted below can be large
-        precision = self.scale.double().square().reciprocal()
-        leaning = self.loc * precision
-        far = torch.cat((exact.square(), exact), -1) @ torch.cat((precision, -2 * leaning), -1).mT
-        volume = (self.loc * leaning - precision.log() + math.log(2 * math.pi)).sum(-1)
-        return (self.log_share.unsqueeze(-2) - 0.5 * (far + volume.unsqueeze(-2))).logsumexp(-1).to(z.dtype)
+        return log_density(self.log_share, self.loc, self.scale, z)
 
 
 class BoundedDirichletPrior(_RandomMeasure):

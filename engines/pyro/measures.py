@@ -43,15 +43,22 @@ class NormalVectorsPrior(_Placed):
     """p(F | n): prior(n (B,), T) is a VectorSet of N(0, I) at the words that have a vector."""
 
     def forward(self, lengths: Tensor, steps: int) -> VectorSet:
-        kept = torch.tensor(self.spec.kept(steps), device=lengths.device)
-        return _standard(self.zero, kept < lengths.unsqueeze(-1))
+        return _standard(self.zero, self.taken(lengths, steps))
+
+    def taken(self, lengths: Tensor, steps: int) -> Tensor:
+        """(B, K), the places that take part."""
+        return torch.tensor(self.spec.kept(steps), device=lengths.device) < lengths.unsqueeze(-1)
 
 
 class PooledNormalPrior(_Placed):
     """p(F): prior(n (B,), T) is a VectorSet of one N(0, I)."""
 
     def forward(self, lengths: Tensor, steps: int) -> VectorSet:
-        return _standard(self.zero, torch.ones_like(lengths, dtype=torch.bool).unsqueeze(-1))
+        return _standard(self.zero, self.taken(lengths, steps))
+
+    def taken(self, lengths: Tensor, steps: int) -> Tensor:
+        """(B, 1), true."""
+        return torch.ones_like(lengths, dtype=torch.bool).unsqueeze(-1)
 
 
 class LengthLaw(Realised):
@@ -120,14 +127,14 @@ class NormalVectors(_Normals):
     """q(F | x): posterior(h (B, T, H), n (B,)) is a VectorSet at the words that have a vector."""
 
     def forward(self, h: Tensor, lengths: Tensor, *, prior: Any) -> VectorSet:
-        return VectorSet(*self.normals(h[..., prior.spec.kept(h.shape[-2]), :]), _taken(prior, h, lengths))
+        return VectorSet(*self.normals(h[..., prior.spec.kept(h.shape[-2]), :]), prior.taken(lengths, h.shape[-2]))
 
 
 class PointVectors(_Normals):
     """q(F | x): posterior(h (B, T, H), n (B,)) is a VectorSet of points at the words that have a vector."""
 
     def forward(self, h: Tensor, lengths: Tensor, *, prior: Any) -> VectorSet:
-        return VectorSet(self.means(h[..., prior.spec.kept(h.shape[-2]), :]), None, _taken(prior, h, lengths))
+        return VectorSet(self.means(h[..., prior.spec.kept(h.shape[-2]), :]), None, prior.taken(lengths, h.shape[-2]))
 
 
 class PooledNormal(_Normals):
@@ -139,7 +146,7 @@ class PooledNormal(_Normals):
             pooled = h.where(real, -math.inf).amax(-2, keepdim=True)
         else:
             pooled = h.where(real, 0.0).sum(-2, keepdim=True) / real.sum(-2, keepdim=True)
-        return VectorSet(*self.normals(pooled), _taken(prior, h, lengths))
+        return VectorSet(*self.normals(pooled), prior.taken(lengths, h.shape[-2]))
 
 
 def _led(first: Tensor, rest: Tensor) -> Tensor:
@@ -150,10 +157,6 @@ def _led(first: Tensor, rest: Tensor) -> Tensor:
 def _standard(zero: Tensor, mask: Tensor) -> VectorSet:
     loc = zero.expand(*mask.shape, -1)
     return VectorSet(loc, torch.ones_like(loc), mask, validate_args=False)
-
-
-def _taken(prior: Any, h: Tensor, lengths: Tensor) -> Tensor:
-    return prior(lengths, h.shape[-2]).mask_of_places
 
 
 MEASURES: dict[type, type[Realised]] = {

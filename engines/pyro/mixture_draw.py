@@ -1,4 +1,4 @@
-"""Draws from mixtures of normals with diagonal covariances, reparameterised in all parameters, the weights included.
+"""Mixtures of normals with diagonal covariances: their density, and draws reparameterised in all parameters, the weights too.
 
 A draw moves with its parameters as a velocity v says that keeps ∂q + div(q v) = 0 for the density q = Σ_i w_i q_i
 (Jankowiak & Karaletsos 2018): the gradient is then unbiased. In location and scale, v is that of each component,
@@ -19,6 +19,28 @@ import torch
 from torch import Tensor
 
 from .dirichlet import MASKED
+
+_APART = 1e9
+"""Squared distances, in variances, up to which float64 holds them as differences of products."""
+
+
+def log_density(log_weight: Tensor, loc: Tensor, scale: Tensor, z: Tensor) -> Tensor:
+    """log Σ_i w_i N(z; μ_i, diag σ_i²) (…, K) at z (…, K, p), from log w (…, M), normalised, μ and σ (…, M, p).
+
+    By one product over all components, or one after the other where a scale is so small that what it subtracts is too large.
+    """
+    exact, loc, scale = z.double(), loc.double(), scale.double()
+    precision = scale.square().reciprocal()
+    farthest = torch.maximum(exact.detach().abs().amax(), loc.detach().abs().amax())
+    if float(precision.detach().amax() * farthest.square()) < _APART:
+        leaning = loc * precision
+        far = torch.cat((exact.square(), exact), -1) @ torch.cat((precision, -2 * leaning), -1).mT
+        far = far + (loc * leaning).sum(-1).unsqueeze(-2)
+    else:
+        components = zip(*(x.unsqueeze(-2).unbind(-3) for x in (loc, scale)), strict=True)
+        far = torch.stack([((exact - mean) / deviation).square().sum(-1) for mean, deviation in components], -1)
+    volume = scale.log().sum(-1) + 0.5 * scale.shape[-1] * math.log(2 * math.pi)
+    return (log_weight.unsqueeze(-2) - volume.unsqueeze(-2) - 0.5 * far).logsumexp(-1).to(z.dtype)
 
 
 def components_drawn(log_weight: Tensor, shape: torch.Size) -> Tensor:
@@ -62,11 +84,17 @@ def _velocity(log_weight: Tensor, loc: Tensor, scale: Tensor, z: Tensor) -> tupl
     standard, log_r = _standardised(z.unsqueeze(-2), centre, narrow)
     joint = log_weight.unsqueeze(-2) + log_q.sum(-1)
     log_mixture = joint.logsumexp(-1, keepdim=True)
-    between = log_q.cumsum(-1) - log_q + log_r.sum(-1, keepdim=True) - log_r.cumsum(-1)
+    between = _before(log_q) + _before(log_r.flip(-1)).flip(-1)
     side = torch.where(standard > 0, -1.0, 1.0)  # of r: its nearer tail holds the digits
     gap = (torch.special.ndtr(side * residual) - torch.special.ndtr(side * standard)) * side
-    flux = -gap.sign() * (gap.abs().log() + between - log_mixture.unsqueeze(-1)).exp()
+    largest = 0.9 * math.log(torch.finfo(gap.dtype).max)  # for 0 times it is added to the draw
+    flux = -gap.sign() * (gap.abs().log() + between - log_mixture.unsqueeze(-1)).clamp(max=largest).exp()
     return residual, (joint - log_mixture).exp(), flux.where(real.unsqueeze(-3), 0)
+
+
+def _before(x: Tensor) -> Tensor:
+    """Σ_{e<d} x_e: not what is left of a sum, since single densities can be −∞."""
+    return torch.nn.functional.pad(x[..., :-1].cumsum(-1), (1, 0))
 
 
 def _standardised(z: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.distributions import register_kl
 
 from ...models.errors import BadInput
 from .dirichlet import MASKED
+from .normal_kl import normal_kl
 
 
 class VectorSet(TorchDistribution):
@@ -75,6 +76,4 @@ def _kl(q: VectorSet, p: VectorSet) -> Tensor:
         raise BadInput(f"sets of vectors of shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} have no KL")
     if q.scale is None:
         return -p.log_prob(q.mean_measure)
-    ratio, apart = q.scale / p.scale, (q.loc - p.loc) / p.scale
-    each = (0.5 * (apart.square() + (ratio - 1) * (ratio + 1)) - ratio.log()).sum(-1)
-    return each.where(q.mask_of_places, 0).sum(-1)
+    return normal_kl(q.loc, q.scale, p.loc, p.scale, q.mask_of_places).sum(-1)

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 import pyro
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from numpyro.infer import TraceMeanField_ELBO as NumPyroMeanField
@@ -33,9 +34,9 @@ class Torch:
     def array(self, x, dtype="float64"):
         return torch.tensor(np.asarray(x)).to(getattr(torch, dtype))
 
-    def gradients(self, f, *inputs):
+    def gradients(self, f, *inputs, dtype="float64"):
         """f of the inputs, and the gradient of its sum in each."""
-        inputs = [self.array(x).requires_grad_() for x in inputs]
+        inputs = [self.array(x, dtype).requires_grad_() for x in inputs]
         torch.manual_seed(0)
         found = f(*inputs)
         return [found.detach().numpy(), *(g.numpy() for g in torch.autograd.grad(found.sum(), inputs))]
@@ -66,12 +67,12 @@ class Jax:
     def array(self, x, dtype="float64"):
         return jnp.asarray(x, dtype)
 
-    def gradients(self, f, *inputs):
+    def gradients(self, f, *inputs, dtype="float64"):
         def both(*inputs):
             found, back = jax.vjp(f, *inputs)
             return found, *back(jnp.ones_like(found))
 
-        return [np.asarray(x) for x in jax.jit(both)(*map(self.array, inputs))]
+        return [np.asarray(x) for x in jax.jit(both)(*(self.array(x, dtype) for x in inputs))]
 
     def draw(self, q, shape=()):
         return q.sample(jax.random.key(0), shape)
@@ -191,6 +192,31 @@ def test_the_exact_kl_of_the_stratified_scheme(on):
         assert float(penalties.locations) == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(found, [[2.5, 0.15], [39, 0.13], [427, 0.13]], atol=0.5)
     np.testing.assert_allclose(np.transpose(found)[1], [0.15, 0.13, 0.13], atol=0.005)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("scale", [1e-4, 1e-8, 1e-19])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_mixture_of_points_and_of_the_prior_has_a_density_and_a_gradient(on, dtype, scale):
+    """Components of these scales, one of which is that of a converted layer, beside one of scale 1."""
+    rng = np.random.default_rng(0)
+    loc, scales = 3 * rng.standard_normal((6, 32)), np.full((6, 32), scale)
+    scales[0] = 1
+
+    def process(log_alpha, loc, scales):
+        return on.room.BoundedDirichletProcess(log_alpha, loc, scales, scheme="mixture")
+
+    def atoms(*parameters):
+        return on.draw(process(*parameters), (50,))
+
+    found = on.gradients(atoms, np.zeros(6), loc, scales, dtype=dtype)
+    assert all(np.isfinite(x).all() for x in found)
+    q = process(*(on.array(x, dtype) for x in (np.zeros(6), loc, scales)))
+    z, loc, scales = (np.asarray(x, float) for x in (found[0][..., 1:], on.array(loc, dtype), on.array(scales, dtype)))
+    each = scipy.stats.norm.logpdf(z[..., None, :], loc, scales).sum(-1) - np.log(6)
+    expected = scipy.special.logsumexp(each, axis=-1)
+    located = np.asarray(q._locate(on.array(z, dtype)))
+    np.testing.assert_allclose(located, expected, rtol=1e-6 if dtype == "float32" else 1e-12)
 
 
 @pytest.mark.usefixtures("_float64")

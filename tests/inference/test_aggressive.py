@@ -148,7 +148,7 @@ def test_an_inner_loss_that_is_not_finite_ends_the_run():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["guide.posterior={kind='laplace'}"], r"mutual information .* not known: q\(z \| x\) is Laplace"),
+        (["guide.posterior={kind='laplace'}"], r"mutual information .* not known: q\(z \| x\) is of the kind laplace"),
         (
             ["fit.aggressive.check_every=9"],
             "check_every = 9 is never reached in 5 inner steps: at most 5 would be right",

@@ -197,7 +197,7 @@ class TwoSites:
         return found
 
 
-@pytest.mark.parametrize(("family", "reason"), [(None, "hangs on other draws"), ("Gamma", "Gamma")])
+@pytest.mark.parametrize(("family", "reason"), [(None, "hangs on other draws"), ("Gamma", "of the kind gamma")])
 def test_sampled_kls_and_missing_information_are_said(toys, family, reason):
     toy = toys.LinearGaussian()
     found = evaluated(TwoSites(toy, family), array_batches(toy.data(40), 20))

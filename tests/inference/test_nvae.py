@@ -198,6 +198,12 @@ def test_what_a_bottleneck_keeps_of_a_sentence(recipe, tmp_path):
     assert [axes.get_label() for axes in found.picture().axes].count("<colorbar>") == 1
     with pytest.raises(BadInput, match="a sentence has 9 words with its end mark: at most 8"):
         bottleneck(run, "a b c a b c a b")
+    with pytest.raises(BadInput, match=r"sentences are strings in a list, not \[\['a'\]\]"):
+        bottleneck(run, ["a"])
+    with pytest.raises(BadInput, match="sentences are strings in a list, not 'a b'"):
+        reconstruct(run, "a b")
+    with pytest.raises(BadInput, match=r"keep = '0\.5' is the share"):
+        reconstruct(run, ["a b"], keep="0.5")
 
 
 def test_the_report_says_what_is_kept_and_which_latent_was_decoded(recipe, tmp_path):
@@ -206,9 +212,9 @@ def test_the_report_says_what_is_kept_and_which_latent_was_decoded(recipe, tmp_p
     page = found.files["report"].read_text(encoding="utf-8")
     assert "vectors retained" in page
     assert "KL of F: an upper bound" in page
-    assert "From the mean of q(z | x), greedy" in page
+    assert "From the posterior mean, greedy" in page
     assert reconstruct(run, ["a b"], latent="either").latent == "mean"
-    assert "reconstructions from a draw from q(z | x)" in repr(reconstruct(run, ["a b"], latent="draw"))
+    assert "reconstructions from a draw from the posterior" in repr(reconstruct(run, ["a b"], latent="draw"))
 
 
 @pytest.mark.slow
@@ -243,18 +249,18 @@ def test_vectors_that_tell_nothing_are_dropped_as_their_price_rises(engine, tmp_
     assert bleu[2.0] > 85
 
 
-@pytest.mark.parametrize("relative", ["nvae", "stacked", "VTS"])
+@pytest.mark.parametrize("relative", ["nvae", "stacked", "VTS", "T"])
 def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_path):
     settings = RELATIVES.get(relative, ("guide.stacked=1",))
     run = fit(recipe, *settings, "data.buckets=2", out=tmp_path / "run", engine="pyro", progress=False)
     tree = to_arviz(run, draws=3)
     posterior, words = tree["posterior"].dataset, tree["constant_data"]["length"].values
-    weighted = relative != "VTS"
+    weighted = relative not in ("VTS", "T")
     location = posterior["F_location" if weighted else "F"]
     assert location.dims == ("sample", "sentences", "atom", "coordinate")
     assert location.sizes["coordinate"] == 4
     there = np.isfinite(location.values)
-    expected = words + 1 if weighted else np.ceil(words / 2)
+    expected = words + 1 if weighted else words if relative == "T" else np.ceil(words / 2)
     assert (there.sum(2) == expected[:, None]).all()
     assert np.abs(location.values[there]).max() < 100
     if weighted:
@@ -265,6 +271,10 @@ def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_p
     sites = {"F_1", "F"} if relative == "stacked" else {"F"}
     parts = ("_log_weight", "_location") if weighted else ("",)
     assert set(posterior.data_vars) == {site + part for site in sites for part in parts}
+    stats = {"lp"} if relative == "T" else {"lp", "log_q", "log_weight"}  # a point has no density
+    assert set(tree["sample_stats"].data_vars) == stats
+    with pytest.raises(BadInput, match="0 draws asked for: at least 1"):
+        to_arviz(run, draws=0)
 
 
 def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_path):
@@ -298,6 +308,9 @@ def test_large_measures_are_exported_with_fewer_draws(recipe, monkeypatch, tmp_p
         (("divergence={kind='iwae'}", "guide.posterior={objective='paper'}"), 'use objective = "mixture"'),
         (("fit.refine={}",), "fit.refine is for one latent vector a datum"),
         (("fit.consistency={}",), "fit.consistency is for one latent vector a datum"),
+        (("fit.aggressive={}",), "fit.aggressive is for one latent vector a datum"),
+        (("guide.posterior={objective='paper', gradient='score'}",), "gradient = 'score' says nothing with objective"),
+        (("guide.posterior.lambda_locations=0.5",), "1.0, or objective = 'paper', would be right"),
         (("model.decoder.kind=lstm",), "model.decoder.kind = 'lstm' is unknown; known: transformer"),
         (("model.prior.kind=standard_normal",), "model.prior.kind = 'standard_normal' is unknown"),
     ],
@@ -320,8 +333,9 @@ def test_samples_of_a_given_length_have_room_for_it(recipe, monkeypatch, tmp_pat
     for settings in ({}, {"words": 70}, {"words": 3}, {"words": 70, "max_words": 5}):
         sample(run, 1, **settings)
     assert most == [60, 70, 60, 5]
-    with pytest.raises(BadInput, match=r"a sentence of 2\.5 words: a whole number from 1 to 80"):
-        sample(run, 1, words=2.5)
+    for words in (2.5, "5", [3], True):
+        with pytest.raises(BadInput, match=r"a sentence of .* words: a whole number from 1 to 80"):
+            sample(run, 1, words=words)
 
 
 def test_the_command_line(cli, recipe, tiny, tmp_path):

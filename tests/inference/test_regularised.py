@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from guidebook.inference import fit, load, reconstruct, regularised
+from guidebook.inference import bottleneck, evaluate, fit, load, reconstruct, regularised
 from guidebook.inference.files import read_arrays, write_arrays
 from guidebook.models.errors import BadInput
 from guidebook.models.measures import NEVER, DirichletProcessPrior
@@ -88,6 +88,11 @@ def test_at_ten_it_is_what_it_was(plain, engine, tmp_path):
     assert np.ptp(before, 1).max() > 0.1  # the sentences matter
     np.testing.assert_allclose(after, before, atol=1e-4)
     assert reconstruct(made, count=None).reconstructions == reconstruct(run, count=None).reconstructions
+    judged = evaluate(made, particles=20, repeats=1)
+    assert (
+        judged.iw_nll < -1.1 * judged.elbo
+    )  # of components that are nearly points, whose draws differ by hundreds of nats
+    assert bottleneck(made, "a b").kept is None
 
     norms = np.concatenate([(v**2).sum(-1) for v in vectors(run)]) / (2 * ROOT)
     assert norms.max() + 10 * norms.std() > 40  # what log α would be
