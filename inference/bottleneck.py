@@ -83,4 +83,4 @@ def bottleneck(run: Any, sentence: str) -> Bottleneck:
     alpha = np.exp(measures[0, : words + 1, 0])
     attention = run.program.attention(run.state, batch, measures)[:, 0, :, :words, : words + 1]
     tokens = [*(run.tokeniser.decode([one]) for one in ids), "⏎"]
-    return Bottleneck(tokens, alpha[1:], float(alpha[0]), attention, not prior.empirical)
+    return Bottleneck(tokens, alpha[1:], float(alpha[0]), attention, not run.recipe.model.prior.empirical)

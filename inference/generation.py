@@ -198,7 +198,10 @@ def _reverse(
     fit = recipe.fit.model_copy(update={"epochs": steps, "max_steps": steps})  # an epoch is a step or more
     recipe = recipe.model_copy(update={"fit": fit})
     data = TextData(recipe.data, corpus=_corpus_of(samples, language_model.tokeniser))
-    with TemporaryDirectory() if out is None else nullcontext(out) as name, display(progress) as show:
+    with (
+        TemporaryDirectory() if out is None else nullcontext(out) as name,
+        display(progress, kept=out is not None) as show,
+    ):
         folder = Path(name)
         if exists := (folder / "recipe.toml").exists():
             refuse_other_settings(folder, recipe, language_model.pair)

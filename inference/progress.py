@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ SHOWN = 12
 
 
 class Display:
-    """Says nothing. The two that do are below."""
+    """Says nothing. The two that do are below. kept: whether the folder stays, and is worth naming."""
+
+    kept: bool = True
 
     def note(self, text: str) -> None: ...
 
@@ -51,7 +53,7 @@ class Plain(Display):
     """One line per epoch."""
 
     def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
-        print(_headline(recipe, batches, steps, done, folder), file=sys.stderr, flush=True)
+        print(_headline(recipe, batches, steps, done, folder if self.kept else None), file=sys.stderr, flush=True)
 
     def epoch(self, line: dict[str, Any], better: bool) -> None:
         names = (("objective", "objective"), ("elbo", "ELBO"), ("reconstruction", "rec"), ("kl", "KL"))
@@ -65,7 +67,7 @@ class Plain(Display):
         )
 
     def end(self, why: str, folder: Path) -> None:
-        print(f"{why}; the run is in {folder}", file=sys.stderr, flush=True)
+        print(_ending(why, folder if self.kept else None), file=sys.stderr, flush=True)
 
 
 class Terminal(Display):
@@ -95,7 +97,8 @@ class Terminal(Display):
 
     def start(self, recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> None:
         self.title = f"validation, nats per {_datum(recipe)}"
-        self.live.console.print(_headline(recipe, batches, steps, done, folder), markup=False, highlight=False)
+        headline = _headline(recipe, batches, steps, done, folder if self.kept else None)
+        self.live.console.print(headline, markup=False, highlight=False)
         self.progress.update(self.task, total=steps, completed=done, now="")
 
     def step(self, step: int) -> None:
@@ -123,7 +126,7 @@ class Terminal(Display):
     def end(self, why: str, folder: Path) -> None:
         self.progress.update(self.task, now=why)
         self._draw()
-        self.live.console.print(f"{why}; the run is in {folder}", markup=False, highlight=False)
+        self.live.console.print(_ending(why, folder if self.kept else None), markup=False, highlight=False)
 
     def _draw(self) -> None:
         table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -135,24 +138,28 @@ class Terminal(Display):
 
 
 @contextmanager
-def display(live: bool | None) -> Iterator[Display]:
-    """The display for standard error. live: None is live on a terminal and plain lines elsewhere; False is silent."""
+def display(live: bool | None, kept: bool = True) -> Iterator[Display]:
+    """The display for standard error. live: None is live on a terminal and plain lines elsewhere; False is silent. kept: as
+    `Display` has it.
+    """
     console = Console(stderr=True)
-    if live is False:
-        yield Display()
-    elif live or console.is_terminal:
-        with Live(console=console, refresh_per_second=4) as area:
-            yield Terminal(area)
-    else:
-        yield Plain()
+    lively = console.is_terminal if live is None else live
+    with Live(console=console, refresh_per_second=4) if lively else nullcontext() as area:
+        shown = Terminal(area) if area else Display() if live is False else Plain()
+        shown.kept = kept
+        yield shown
 
 
-def _headline(recipe: Any, batches: Any, steps: int, done: int, folder: Path) -> str:
+def _headline(recipe: Any, batches: Any, steps: int, done: int, folder: Path | None) -> str:
     data, going = _datum(recipe) + "s", f", from step {done:,}" if done else ""
     return (
         f"{recipe.pair} on {recipe.engine}: {batches.data_size:,} {data}, batches of {recipe.fit.batch_size} in "
-        f"{len(batches.shapes)} shapes, {steps:,} steps{going} → {folder}{_unfinished(recipe, steps)}"
+        f"{len(batches.shapes)} shapes, {steps:,} steps{going}{f' → {folder}' if folder else ''}{_unfinished(recipe, steps)}"
     )
+
+
+def _ending(why: str, folder: Path | None) -> str:
+    return f"{why}; the run is in {folder}" if folder else why
 
 
 def _unfinished(recipe: Any, steps: int) -> str:

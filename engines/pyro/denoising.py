@@ -17,7 +17,7 @@ Shapes: … a batch, n_q queries, n atoms or components, H heads.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def sampled(atoms: Atoms, projections: Projections, heads: int, relative: bool =
     root = noise_variance(projections, heads)
     z, beta = _precise(atoms.z, _each(atoms.mask)), _precise(atoms.log_weight, atoms.mask)
     if not relative:
-        beta = beta - z.square().sum(-1) / (2 * root)
+        beta = beta - _SquaredNorm.apply(z) / (2 * root)
     return _keys(z, beta, atoms.mask, projections, heads)
 
 
@@ -92,8 +92,8 @@ def attend(
     if keys.gate is None or keys.gate.shape[-1] == 1:
         found = _fused(query, keys, visible)
     else:
-        found = _general(query, keys, projections, visible, check_precision(precision))
-    return found.transpose(-3, -2).flatten(-2)
+        found = _general(query, keys, projections, visible, check_precision(precision)).transpose(-3, -2)
+    return found.flatten(-2)
 
 
 def weights(y: Tensor, keys: Keys, projections: Projections) -> Tensor:
@@ -115,6 +115,20 @@ def causal(y: Tensor, samples: int = 1) -> Tensor:
     """
     steps = y.shape[-2]
     return torch.ones(steps, steps + 1, dtype=torch.bool, device=y.device).tril(1).tile(1, samples)
+
+
+class _SquaredNorm(torch.autograd.Function):
+    """|z|² of the last axis, in one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return torch.linalg.vector_norm(z, dim=-1).square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return z * (2 * gradients[0]).unsqueeze(-1)
 
 
 def _each(mask: Tensor | None) -> Tensor | None:
@@ -148,7 +162,7 @@ def _lowest(dtype: torch.dtype) -> float:
 
 
 def _fused(query: Tensor, keys: Keys, visible: Tensor | None) -> Tensor:
-    """One call for atoms and for scalar gates, which are one more feature of queries, keys and values."""
+    """One call for atoms and for scalar gates, which are one more feature of queries, keys and values: (…, n_q, H, d)."""
     *_, length, width = keys.key.shape
     root = width**0.5
     columns: list[tuple[Tensor | float, Tensor, Tensor | float]] = []  # of queries, keys and values
@@ -161,11 +175,12 @@ def _fused(query: Tensor, keys: Keys, visible: Tensor | None) -> Tensor:
         columns.append((1.0, root * keys.bias[..., None, :, None], 0.0))
         mask = None if visible is None else _mask(torch.zeros_like(keys.bias[..., :1]), visible)
     wide = [_widened(x, [each[i] for each in columns]) for i, x in enumerate((query, keys.key, keys.value))]
-    found = _scaled_dot_product(wide[0], wide[1], wide[2], mask, 1 / root)
+    # Cut as PyTorch lays it out, since the gradient then needs no copy.
+    found = _scaled_dot_product(wide[0], wide[1], wide[2], mask, 1 / root).transpose(-3, -2)
     if not columns:
         return found
     mean = found[..., :width]
-    return mean if through is None else torch.addcmul(mean, found[..., width, None], through)
+    return mean if through is None else torch.addcmul(mean, found[..., width, None], through.transpose(-3, -2))
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:

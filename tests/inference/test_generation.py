@@ -261,8 +261,8 @@ def test_empty_sentences_alone_on_the_engines(fitted, engine):
     assert found.value == pytest.approx(np.exp(stepped(language_model, [])), rel=1e-5)
 
 
-def test_samples_that_lack_words_have_a_high_reverse_perplexity(fitted):
-    """A run that says "a" alone: the language model of its samples has not seen the other words."""
+def test_samples_that_lack_words_have_a_high_reverse_perplexity(fitted, capsys):
+    """A run that says "a" alone: the language model of its samples has not seen the other words. Its folder does not stay."""
     run, language_model = fitted("pyro")
     word = run.tokeniser.encode("a")[0]
 
@@ -287,7 +287,10 @@ def test_samples_that_lack_words_have_a_high_reverse_perplexity(fitted):
         program=OneWord(),
         state=None,
     )
-    found = judge_samples(one, language_model, count=40, reverse_steps=60, progress=False)
+    found = judge_samples(one, language_model, count=40, reverse_steps=60)
+    said = capsys.readouterr().err
+    assert said.endswith("all steps done\n")
+    assert "→" not in said
     assert (found.reverse_steps, found.distinct, found.length) == (60, 1 / 40, 1.0)
     assert found.reverse.value > 3 * found.real.value
 

@@ -272,7 +272,7 @@ def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_p
     parts = ("_log_weight", "_location") if weighted else ("",)
     assert set(posterior.data_vars) == {site + part for site in sites for part in parts}
     stats = {"lp"} if relative == "T" else {"lp", "log_q", "log_weight"}  # a point has no density
-    assert set(tree["sample_stats"].data_vars) == stats
+    assert set(tree["sample_stats"].dataset.data_vars) == stats
     with pytest.raises(BadInput, match="0 draws asked for: at least 1"):
         to_arviz(run, draws=0)
 
