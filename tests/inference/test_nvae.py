@@ -254,7 +254,7 @@ def test_exported_measures_have_no_place_that_is_no_atom(recipe, relative, tmp_p
     settings = RELATIVES.get(relative, ("guide.stacked=1",))
     run = fit(recipe, *settings, "data.buckets=2", out=tmp_path / "run", engine="pyro", progress=False)
     tree = to_arviz(run, draws=3)
-    posterior, words = tree["posterior"].dataset, tree["constant_data"]["length"].values
+    posterior, words = tree["posterior"].dataset, tree["constant_data"].dataset["length"].values
     weighted = relative not in ("VTS", "T")
     location = posterior["F_location" if weighted else "F"]
     assert location.dims == ("sample", "sentences", "atom", "coordinate")
