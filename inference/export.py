@@ -70,15 +70,14 @@ def program_to_arviz(
         found.append(_of_batch(program, state, batch, draws, rows, derive(seed, "export", number), text, steps))
         if progress:
             progress(number + 1, getattr(batches, "steps_per_epoch", 0))
-    if points:
-        for part in found:
-            part["sample_stats"] = {"lp": part["sample_stats"]["lp"]}
     index = np.concatenate([part["index"]["index"] for part in found])
     groups = {
         group: _joined([part[group] for part in found], np.argsort(index, kind="stable"), axis)
         for group, axis in _PLATE_AXIS.items()
         if found[0][group]
     }
+    if points:
+        groups["sample_stats"] = {"lp": groups["sample_stats"]["lp"]}
     timed = {site: ("time", *names) if steps else names for site, names in (sites or {}).items()}
     dims = _dimensions(groups, plate, timed)
     if measure and "posterior" in groups:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def prior_draws(run: Any, count: int, seed: int, words: int | None = None) -> np
     """(N, K, p + 1) from p(n) p(F | n). words: n, in place of a draw from p(n)."""
     if prior_of(run).by_length:  # pyright: ignore[reportOptionalMemberAccess]
         log_shares = run.weights["length.log_shares"].astype(np.float64)
-        whole = isinstance(words, int | np.integer) and not isinstance(words, bool)
+        whole = isinstance(words, Integral) and not isinstance(words, bool)
         if words is not None and not (whole and 1 <= words < len(log_shares)):
             raise BadInput(
                 f"a sentence of {words!r} words: a whole number from 1 to {len(log_shares) - 1} (model.longest) would be right"
@@ -63,7 +64,7 @@ def pruned(measures: np.ndarray, keep: float) -> np.ndarray:
 
     A decoder then attends to k components in place of K.
     """
-    if not (isinstance(keep, int | float) and 0 < keep <= 1):
+    if not (isinstance(keep, Real) and 0 < keep <= 1):
         raise BadInput(f"keep = {keep!r} is the share of the weight to keep: above 0 and up to 1 would be right")
     order = np.argsort(-measures[..., 0], axis=-1, kind="stable")
     sorted_ = np.take_along_axis(measures, order[..., None], axis=-2)

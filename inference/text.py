@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def sample(
     max_words: by default 60, or `words` where those are more.
     """
     strategy = strategy or Sample()
-    longest = max(LONGEST, words if isinstance(words, int) else 0) if max_words is None else max_words
+    longest = max(LONGEST, words if isinstance(words, Integral) else 0) if max_words is None else max_words
     found = drawn(run, count, strategy, longest, seed, words)
     return Samples(_texts(run, found), found.scores.tolist(), strategy.model_dump(), seed)
 
@@ -192,9 +193,9 @@ def encoded(run: Any, sentences: Sequence[str]) -> tuple[list[list[int]], list[s
     """
     lower, longest = run.recipe.data.lowercase, getattr(getattr(run.recipe, "model", None), "longest", None)
     ids, unknown = [], {}
-    if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise BadInput(f"sentences are strings in a list, not {sentences!r}")
     for sentence in sentences:
+        if isinstance(sentences, str) or not isinstance(sentence, str):
+            raise BadInput(f"sentences are strings in a list, not {sentences!r}")
         words = (sentence.lower() if lower else sentence).split()
         if not words:
             raise BadInput(f"the sentence {sentence!r} has no word: one or more, separated by blanks, would be right")

@@ -330,9 +330,9 @@ def test_samples_of_a_given_length_have_room_for_it(recipe, monkeypatch, tmp_pat
         return Decoded([], np.zeros(0))
 
     monkeypatch.setattr("guidebook.inference.text.decode_scored", decoded)
-    for settings in ({}, {"words": 70}, {"words": 3}, {"words": 70, "max_words": 5}):
+    for settings in ({}, {"words": 70}, {"words": 3}, {"words": 70, "max_words": 5}, {"words": np.int64(70)}):
         sample(run, 1, **settings)
-    assert most == [60, 70, 60, 5]
+    assert most == [60, 70, 60, 5, 70]
     for words in (2.5, "5", [3], True):
         with pytest.raises(BadInput, match=r"a sentence of .* words: a whole number from 1 to 80"):
             sample(run, 1, words=words)

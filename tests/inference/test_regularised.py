@@ -89,9 +89,7 @@ def test_at_ten_it_is_what_it_was(plain, engine, tmp_path):
     np.testing.assert_allclose(after, before, atol=1e-4)
     assert reconstruct(made, count=None).reconstructions == reconstruct(run, count=None).reconstructions
     judged = evaluate(made, particles=20, repeats=1)
-    assert (
-        judged.iw_nll < -1.1 * judged.elbo
-    )  # of components that are nearly points, whose draws differ by hundreds of nats
+    assert judged.iw_nll < -1.1 * judged.elbo  # draws of what is nearly points differ by hundreds of nats
     assert bottleneck(made, "a b").kept is None
 
     norms = np.concatenate([(v**2).sum(-1) for v in vectors(run)]) / (2 * ROOT)
